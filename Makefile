@@ -1,0 +1,30 @@
+SHELL := /bin/bash
+BIN := .venv/bin
+# Two test processes suit the smallest machine; more if there is room.
+TEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## install everything into .venv, system packages included (quick when nothing changed)
+	@.ci/setup
+
+demo: setup ## fetch CIFAR-10 and train the demo
+	@$(BIN)/pcl-fast fetch cifar10
+	@$(BIN)/pcl-fast train demo
+
+test: setup ## run the tests
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
+
+lint: setup ## check style, formatting, types and layers
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports
+
+clean: ## remove the environment and the caches, but neither data nor runs
+	@rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Data sets on the disk: fetched, checked, read and converted. Sees only the leaves of `pcl_fast`."""

@@ -1,0 +1,69 @@
+"""`pcl-fast COMMAND ...`: picks the command, and turns errors into one line and an exit code."""
+
+import importlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+
+from pcl_fast import __version__
+from pcl_fast.errors import ConfigError, PclError, Preempted, did_you_mean
+
+COMMANDS = {
+    "train": "train a preset, or go on with it",
+    "evaluate": "accuracy of every network in a run folder",
+    "fetch": "get CIFAR-10 or CIFAR-100",
+    "config": "what a preset would do: settings, steps, parameters, FLOPs",
+    "profile": "speed of a preset's training step against the straightforward implementation",
+}
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name); returns the exit code.
+
+    0 done; 2 a setting or a flag is wrong; 3 the data is; 4 training diverged; 75 stopped and saved.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except Preempted as stop:
+        return _fail(f"{stop}\nto go on:  {shlex.join(['pcl-fast', *words])}", stop.exit_code)
+    except PclError as error:
+        return _fail(f"error: {error}", error.exit_code)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split("\n")[0]
+        return _fail(f"error: out of memory: {reason} A step holds one view per peer: halve --train.batch-size", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was not saved before is lost", INTERRUPTED)
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] in ([], ["-h"], ["--help"]):
+        _print_help()
+        return 0 if words else ConfigError.exit_code
+    if words[0] == "--version":
+        sys.stdout.write(f"pcl-fast {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        hint = did_you_mean(words[0], COMMANDS) or f" There are: {', '.join(COMMANDS)}."
+        raise ConfigError(f"unknown command '{words[0]}'.{hint}")
+    command = importlib.import_module(f"pcl_fast.commands.{words[0]}")
+    command.main(words[1:])
+    return 0
+
+
+def _print_help() -> None:
+    lines = [f"  {name:<10}{about}" for name, about in COMMANDS.items()]
+    sys.stdout.write(
+        "usage: pcl-fast COMMAND ...\n\nFast, faithful Peer Collaborative Learning.\n\ncommands:\n"
+        + "\n".join(lines)
+        + "\n\n`pcl-fast COMMAND --help` tells more; `pcl-fast train --help` lists the presets.\n"
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    Console(stderr=True).print(f"pcl-fast: {message}", highlight=False, soft_wrap=True, markup=False)
+    return code

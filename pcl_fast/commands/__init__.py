@@ -1,0 +1,1 @@
+"""The commands of `pcl-fast`, one file each: the only code that puts all parts together."""

@@ -1,0 +1,87 @@
+"""`pcl-fast evaluate RUN`: the accuracy of every network in a run folder."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pcl_fast import atomic
+from pcl_fast.build import build_state
+from pcl_fast.commands.data import open_data
+from pcl_fast.device import resolve
+from pcl_fast.errors import ConfigError
+from pcl_fast.evaluate import evaluate_state
+from pcl_fast.metrics import Accuracy
+from pcl_fast.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Every peer, every mean teacher, PCL and PCL-E of a run, from its newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run, or of a comparison (then each of its runs)"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    root: Path | None = None
+    """Folder of the fetched data sets, if not that of the run"""
+    json: Path | None = None
+    """Write the figures to this file, too"""
+
+
+def main(words: Sequence[str]) -> None:
+    """Print a table for every run in the folder."""
+    arguments = tyro.cli(EvaluateArguments, args=words, prog="pcl-fast evaluate")
+    console = Console()
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for path in _runs_in(arguments.run):
+        heads, names = evaluate_run(path, arguments)
+        figures[str(path)] = {head: accuracy.as_dict() for head, accuracy in heads.items()}
+        console.print(accuracy_table(str(path), heads, names))
+    if arguments.json is not None:
+        atomic.write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
+
+
+def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[dict[str, Accuracy], dict[str, str]]:
+    """Accuracy of each head of a run's newest checkpoint, and the names its results are reported under."""
+    folder = RunFolder(path)
+    config = folder.read_config()
+    root = arguments.root or config.data.root
+    config = resolve(
+        dataclasses.replace(config, device=arguments.device, data=dataclasses.replace(config.data, root=root))
+    )
+    state = build_state(config)
+    saved = folder.checkpoints.load_newest(Console(stderr=True).print)
+    if saved is None:
+        raise ConfigError(f"{path}: no checkpoint yet; let the run reach the end of an epoch")
+    state.load_state_dict(saved["state"])
+    return evaluate_state(state, open_data(config, state.objective.num_views).val), state.objective.headline
+
+
+def accuracy_table(title: str, heads: dict[str, Accuracy], headline: dict[str, str]) -> Table:
+    """A row a head; the heads a method is judged by carry its names."""
+    names = {head: name for name, head in headline.items()}
+    table = Table(title=title, title_justify="left")
+    for column, justify in (("head", "left"), ("top-1 %", "right"), ("top-5 %", "right"), ("loss", "right")):
+        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    for head, accuracy in heads.items():
+        label = f"{head.replace('_', ' ')} = {names[head]}" if head in names else head.replace("_", " ")
+        style = "bold" if head in names else None
+        cells = (f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.loss:.4f}")
+        table.add_row(label, *cells, style=style)
+    images = next(iter(heads.values())).images
+    table.caption = f"{images:,} images"
+    return table
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs directly in it."""
+    if RunFolder(folder).config.is_file():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob("*/config.json"))
+    return runs or [folder]

@@ -1,0 +1,69 @@
+"""A preset and its flags, parsed: shared by the commands that take `PRESET [--flags]`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from pcl_fast.config import Config
+from pcl_fast.device import resolve
+from pcl_fast.errors import ConfigError
+from pcl_fast.presets import Preset, find_preset, preset_names
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A preset with the user's settings: its runs, resolved, and the folder of each."""
+
+    preset: Preset
+    folder: Path
+    runs: list[tuple[Config, Path]]
+
+
+def choose(command: str, words: Sequence[str]) -> Chosen:
+    """Parse `PRESET [--flags]` of a command; prints help and exits where that is asked for.
+
+    A wrong flag ends the program with exit code 2 and the nearest right one; an unknown preset raises
+    ConfigError.
+    """
+    if not words or words[0].startswith("-"):
+        _print_presets(command)
+        raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else ConfigError.exit_code)
+    preset = find_preset(words[0])
+    prog = f"pcl-fast {command} {preset.name}"
+    config = tyro.cli(Config, default=preset.config, args=words[1:], prog=prog, description=preset.about)
+    if config.method != preset.config.method and len(preset.methods) > 1:
+        raise ConfigError(f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}")
+    folder = config.run_dir or _default_folder(preset, config)
+    runs = [(run, _run_folder(preset, folder, run)) for run in preset.runs(resolve(config))]
+    return Chosen(preset, folder, runs)
+
+
+def _default_folder(preset: Preset, config: Config) -> Path:
+    suffix = "" if preset.is_comparison else f"-seed{config.seed}"
+    if config.method != preset.config.method:
+        suffix = f"-{config.method}{suffix}"
+    return Path("runs") / f"{preset.name}{suffix}"
+
+
+def _run_folder(preset: Preset, folder: Path, run: Config) -> Path:
+    return folder / f"{run.method}-seed{run.seed}" if preset.is_comparison else folder
+
+
+def _print_presets(command: str) -> None:
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for name in preset_names():
+        if not name.endswith("-vanilla"):
+            table.add_row(name, find_preset(name).about.split("\n")[0])
+    console = Console()
+    console.print(f"usage: pcl-fast {command} PRESET [--flags]\n\npresets:", markup=False, highlight=False)
+    console.print(table)
+    console.print(
+        "\nEach row of the paper has a twin NAME-vanilla, the same network trained alone."
+        f"\n`pcl-fast {command} PRESET --help` lists the flags.",
+        markup=False,
+        highlight=False,
+    )

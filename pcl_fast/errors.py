@@ -1,0 +1,43 @@
+"""The errors a user can meet, each with the exit code of the command line.
+
+Every message is one line that says what is wrong, which value, where, and how to fix it.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PclError(Exception):
+    """Base of all errors meant for a user; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(PclError, ValueError):
+    """A setting, a flag, a preset or a run folder that cannot be used."""
+
+    exit_code = 2
+
+
+class DataError(PclError):
+    """A data set that is missing, damaged or not what it claims to be."""
+
+    exit_code = 3
+
+
+class DivergedError(PclError):
+    """A loss that stopped being finite; the weights are those of the last finite step."""
+
+    exit_code = 4
+
+
+class Preempted(PclError):
+    """Training was asked to stop and has saved everything it needs to go on."""
+
+    exit_code = 75
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the nearest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,37 @@
+"""The accuracy of every network a run has trained: each peer, each mean teacher, and both ensembles."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pcl_fast.contract import EvalLoader, PeerOutputs
+from pcl_fast.metrics import Accuracy, Predict, measure_heads
+from pcl_fast.models.peers import PeerNetwork
+from pcl_fast.step.state import TrainState
+
+
+def evaluate_state(
+    state: TrainState, loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
+) -> dict[str, Accuracy]:
+    """Every head of the student (`peer1`..., `ensemble`) and of the mean teacher (`mean_teacher1`...,
+    `mean_ensemble`) over `loader`, in eval mode; the networks are left in eval mode.
+
+    `each_batch` is called before every batch and may raise to stop.
+    """
+    student = _predictor(state.network, state.amp_dtype)
+    heads = measure_heads(student, loader, ("peer", "ensemble"), each_batch)
+    if state.mean_teacher is not None:
+        teacher = _predictor(state.mean_teacher.network, state.amp_dtype)
+        heads |= measure_heads(teacher, loader, ("mean_teacher", "mean_ensemble"), each_batch)
+    return heads
+
+
+def _predictor(network: PeerNetwork, amp_dtype: torch.dtype) -> Predict:
+    network.eval()
+
+    def predict(views_VBCHW: Tensor) -> PeerOutputs:
+        with torch.autocast(views_VBCHW.device.type, amp_dtype, enabled=amp_dtype.itemsize < 4):
+            return network(views_VBCHW)
+
+    return predict

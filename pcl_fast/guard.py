@@ -1,0 +1,38 @@
+"""Fail before the optimizer's step, not after: the device-side check for losses that are not finite."""
+
+import torch
+from torch import Tensor
+
+from pcl_fast.errors import DivergedError
+
+
+class FiniteGuard:
+    """Latches the first step at which a watched value was not finite.
+
+    From that step on `watch` returns 1, with which the update is skipped on the device, so that the
+    weights stay those of the last finite step until the host looks (`check`); no step waits for it.
+    """
+
+    def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
+        self.names = names
+        self._bad = torch.zeros(len(names), dtype=torch.bool, device=device)
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def watch(self, values: Tensor, step: int) -> Tensor:
+        """Look at `values` [names] of a step; a float32 scalar, 1 if this or an earlier one was bad."""
+        earlier = self._bad.any()
+        bad = torch.where(earlier, self._bad, ~torch.isfinite(values))
+        self._step.copy_(torch.where(earlier, self._step, step))
+        self._bad.copy_(bad)
+        return bad.any().float()
+
+    def check(self) -> None:
+        """Raise DivergedError naming the step and the values, if any was bad. Waits for the device."""
+        if not self._bad.any():
+            return
+        names = ", ".join(name for name, bad in zip(self.names, self._bad.tolist(), strict=True) if bad)
+        raise DivergedError(
+            f"step {int(self._step)}: not finite: {names}; the weights are those before this step. "
+            "Try a lower --optim.lr, or --amp.dtype float32"
+        )

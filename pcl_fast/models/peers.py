@@ -1,0 +1,109 @@
+"""The multi-branch network of PCL: one trunk, m peers, and an ensemble classifier over their features."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from .split import split_network
+from .view_norm import convert_batch_norm, set_num_views
+from .zoo import Backbone
+
+MAX_PEERS = 8
+
+
+@dataclass(frozen=True)
+class PeerOutputs:
+    """What the peers say: logits [m, B, C], features [m, B, F], the ensemble's logits [B, C] or None."""
+
+    logits_VBC: Tensor
+    features_VBF: Tensor
+    ensemble_logits_BC: Tensor | None
+
+
+class PeerNetwork(nn.Module):
+    """m peers that share their low-level layers (method: Wu and Gong, arXiv 2006.04147, section 3).
+
+    The peers start from independent random weights; the trunk is the first one's. Peer j has
+    `branches[j]` and `classifiers[j]`, whose layers keep their names in the plain backbone. `ensemble`
+    is one linear layer over the concatenated features [h_1; ...; h_m], or None.
+
+    `bn_views="per_view"`: the trunk's BatchNorm normalises each view by its own statistics and updates
+    its running statistics once a view, in order; "joint": once, over all views. `trunk_views="batched"`
+    runs the views as one batch, "loop" one after the other with ordinary BatchNorm: slower, the reference.
+    Raises ConfigError for a number of peers outside 1 to 8 and for a backbone that cannot be split.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        num_peers: int = 3,
+        *,
+        ensemble: bool = True,
+        bn_views: Literal["per_view", "joint"] = "per_view",
+        trunk_views: Literal["batched", "loop"] = "batched",
+    ) -> None:
+        super().__init__()
+        if not 1 <= num_peers <= MAX_PEERS:
+            raise ConfigError(f"num_peers is {num_peers}; it must be from 1 to {MAX_PEERS}.")
+        if bn_views == "joint" and trunk_views == "loop":
+            raise ConfigError(
+                "trunk_views 'loop' sees one view at a time; with bn_views 'joint' use 'batched'."
+            )
+        parts = [
+            split_network(backbone.build(num_classes), backbone.split, backbone.features_at)
+            for _ in range(num_peers)
+        ]
+        self.backbone, self.num_classes, self.num_peers = backbone, num_classes, num_peers
+        self.feature_dim = parts[0].feature_dim
+        self._backbone_keys = parts[0].keys
+        self.trunk = parts[0].trunk
+        self.branches = nn.ModuleList(part.body for part in parts)
+        self.classifiers = nn.ModuleList(part.classifier for part in parts)
+        self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes) if ensemble else None
+        self.trunk_views = trunk_views
+        self._views_set = num_peers
+        if bn_views == "per_view" and trunk_views == "batched" and not convert_batch_norm(self.trunk):
+            warnings.warn(
+                f"{backbone.name}: a layer of the trunk mixes views; it runs view by view, which is slower.",
+                stacklevel=2,
+            )
+            self.trunk_views = "loop"
+        set_num_views(self.trunk, num_peers)
+
+    def forward(self, views_VBCHW: Tensor) -> PeerOutputs:
+        """Run every peer on its view (V = num_peers) or all on the same one (V = 1)."""
+        num_views = views_VBCHW.shape[0]
+        if num_views not in (1, self.num_peers):
+            raise ConfigError(
+                f"{num_views} views for {self.num_peers} peers; give one a peer, or one for all."
+            )
+        maps = self.run_trunk(views_VBCHW)
+        if num_views < self.num_peers:
+            maps = maps * self.num_peers
+        features = [branch(view_map) for branch, view_map in zip(self.branches, maps, strict=True)]
+        logits = [classify(feature) for classify, feature in zip(self.classifiers, features, strict=True)]
+        # z_t = A [h_1; ...; h_m]
+        ensemble_logits = None if self.ensemble is None else self.ensemble(torch.cat(features, dim=1))
+        return PeerOutputs(torch.stack(logits), torch.stack(features), ensemble_logits)
+
+    def run_trunk(self, views_VBCHW: Tensor) -> list[Tensor]:
+        """The trunk's output for each view."""
+        if self.trunk_views == "loop":
+            return [self.trunk(view) for view in views_VBCHW]
+        num_views, batch = views_VBCHW.shape[:2]
+        if self.trunk.training and num_views != self._views_set:
+            set_num_views(self.trunk, num_views)
+            self._views_set = num_views
+        # split, not unbind: its backward is a concatenation that keeps channels-last.
+        return list(self.trunk(views_VBCHW.flatten(0, 1)).split(batch))
+
+    def deployed_state_dict(self, peer: int = 0) -> dict[str, Tensor]:
+        """Trunk, branch and classifier of a peer under the names of the plain backbone."""
+        parts = (self.trunk, self.branches[peer], self.classifiers[peer])
+        entries = {key: value for part in parts for key, value in part.state_dict().items()}
+        return {key: entries[key] for key in self._backbone_keys}

@@ -1,0 +1,191 @@
+"""BatchNorm that sees one view at a time, while the trunk runs all views as one batch.
+
+Input [V * B, C, H, W], view after view. Each view is normalised by its own mean and variance, and the
+running statistics take V momentum updates a step, in view order: what V calls of nn.BatchNorm2d do.
+
+Two ways, equal in value and gradients. Eager: torch's own kernel on one view after the other, written into
+slices of one output; measured as fast forward as one nn.BatchNorm2d over all views, without the copy that
+concatenating would cost. Compiled: a formula in plain operations, which the compiler fuses.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
+
+from ..errors import ConfigError
+
+aten = torch.ops.aten
+
+
+class ViewBatchNorm2d(nn.BatchNorm2d):
+    """nn.BatchNorm2d over `num_views` views stacked along the batch, each by its own statistics.
+
+    With one view, and in eval mode, it is nn.BatchNorm2d to the bit. Its state dict is the same.
+    Raises ConfigError where a view holds a single value a channel, which has no variance.
+    """
+
+    num_views: int = 1
+
+    @classmethod
+    def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
+        """A layer that takes the place of `norm`, holding the same parameters and buffers."""
+        layer = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, device="meta")
+        layer.weight, layer.bias = norm.weight, norm.bias
+        layer.running_mean, layer.running_var = norm.running_mean, norm.running_var
+        layer.num_batches_tracked = norm.num_batches_tracked
+        return layer.train(norm.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [V * B, C, H, W]."""
+        if not self.training or self.num_views == 1:
+            return super().forward(input)
+        values = input.numel() // (self.num_views * self.num_features)
+        if values < 2:
+            raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(self.num_views)
+        if torch.compiler.is_compiling() or not _has_kernel(input, self.weight):
+            return normalise_by_formula(input, self)
+        settings = (self.running_mean, self.running_var, self.momentum, self.eps, self.num_views)
+        return _NormaliseSlices.apply(input, self.weight, self.bias, settings)  # pyright: ignore
+
+
+class ViewBatchNormAct2d(ViewBatchNorm2d):
+    """The same followed by dropout and activation: takes the place of timm's BatchNormAct2d."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    @classmethod
+    def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNormAct2d":
+        """A layer that takes the place of `norm`, holding the same parameters, buffers and activation."""
+        layer = super().like(norm)
+        layer.drop, layer.act = norm.get_submodule("drop"), norm.get_submodule("act")
+        return layer  # pyright: ignore[reportReturnType]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [V * B, C, H, W], then drop and activate."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def normalise_by_formula(input: Tensor, norm: ViewBatchNorm2d) -> Tensor:
+    """Normalise in plain operations, differentiable any number of times; updates the running statistics."""
+    views = norm.num_views
+    x_VBCHW = input.unflatten(0, (views, -1))
+    x_VBCHW = x_VBCHW.float() if input.dtype in (torch.bfloat16, torch.float16) else x_VBCHW
+    var_VC, mean_VC = torch.var_mean(x_VBCHW, dim=(1, 3, 4), correction=0)
+    _update_running(norm, mean_VC.detach(), var_VC.detach(), x_VBCHW.numel() // mean_VC.numel())
+    scale_VC = torch.rsqrt(var_VC + norm.eps)
+    if norm.affine:
+        scale_VC = scale_VC * norm.weight
+    shift_VC = -mean_VC * scale_VC
+    if norm.affine:
+        shift_VC = shift_VC + norm.bias
+    out = x_VBCHW * scale_VC[:, None, :, None, None] + shift_VC[:, None, :, None, None]
+    return out.to(input.dtype).flatten(0, 1)
+
+
+def _update_running(norm: ViewBatchNorm2d, mean_VC: Tensor, var_VC: Tensor, values: int) -> None:
+    """All V momentum updates at once: (1-a)^V r + sum_i a (1-a)^(V-i) s_i, i = 1..V (method.md, section 2).
+
+    `values` is the number of values a channel and view; the running variance is the unbiased one.
+    """
+    views, rate = norm.num_views, norm.momentum
+    assert rate is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    weights = [rate * (1 - rate) ** (views - 1 - index) for index in range(views)]
+    unbiased_VC = var_VC * (values / (values - 1))
+    with torch.no_grad():
+        for running_C, seen_VC in ((norm.running_mean, mean_VC), (norm.running_var, unbiased_VC)):
+            step = sum(weight * seen_VC[index] for index, weight in enumerate(weights))
+            running_C.mul_((1 - rate) ** views).add_(step)
+
+
+class _NormaliseSlices(torch.autograd.Function):
+    """torch's BatchNorm kernels, called for each view on its contiguous slice of the batch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, settings: Any) -> Tensor:
+        running_mean, running_var, momentum, eps, views = settings
+        out = torch.empty_like(x)
+        # The kernels save their statistics in at least float32.
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        saved_2VC = torch.empty(2, views, x.shape[1], dtype=kind, device=x.device)
+        for index, (x_view, out_view) in enumerate(zip(x.chunk(views), out.chunk(views), strict=True)):
+            buffers = {"out": out_view, "save_mean": saved_2VC[0, index], "save_invstd": saved_2VC[1, index]}
+            aten.native_batch_norm.out(
+                x_view, weight, bias, running_mean, running_var, True, momentum, eps, **buffers
+            )
+        ctx.save_for_backward(x, weight, saved_2VC)
+        ctx.eps, ctx.views = eps, views
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        x, weight, saved_2VC = ctx.saved_tensors
+        grad_x = torch.empty_like(x)
+        wanted = [True, weight is not None, weight is not None]
+        grad_weight = grad_bias = None
+        slices = list(zip(grad.chunk(ctx.views), x.chunk(ctx.views), grad_x.chunk(ctx.views), strict=True))
+        for index in reversed(range(ctx.views)):  # autograd's own order, so that sums round alike
+            grad_view, x_view, grad_x_view = slices[index]
+            mean, invstd = saved_2VC[0, index], saved_2VC[1, index]
+            of_x, of_weight, of_bias = aten.native_batch_norm_backward(
+                grad_view, x_view, weight, None, None, mean, invstd, True, ctx.eps, wanted
+            )
+            grad_x_view.copy_(of_x)
+            if weight is not None:
+                grad_weight = of_weight if grad_weight is None else grad_weight + of_weight
+                grad_bias = of_bias if grad_bias is None else grad_bias + of_bias
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _has_kernel(x: Tensor, weight: Tensor | None) -> bool:
+    known_weight = weight is None or weight.dtype in (torch.float32, torch.float64)
+    return x.device.type in ("cpu", "cuda") and known_weight
+
+
+def convert_batch_norm(module: nn.Module) -> bool:
+    """Put a per-view layer in the place of every BatchNorm2d in `module`; True where that suffices.
+
+    False, and nothing changed, where a layer mixes views in a way only running view by view keeps apart:
+    another kind of BatchNorm, one without running statistics or with a cumulative average.
+    """
+    layers = dict(module.named_modules(remove_duplicate=False))
+    if any(_mixes_views(layer) for layer in layers.values()):
+        return False
+    made: dict[nn.Module, ViewBatchNorm2d] = {}  # a layer used under two names stays one layer
+    for name, layer in layers.items():
+        if _is_batch_norm_act(layer):
+            module.set_submodule(name, made.setdefault(layer, ViewBatchNormAct2d.like(layer)))  # pyright: ignore
+        elif type(layer) is nn.BatchNorm2d:
+            module.set_submodule(name, made.setdefault(layer, ViewBatchNorm2d.like(layer)))
+    return True
+
+
+def set_num_views(module: nn.Module, num_views: int) -> None:
+    """Tell every per-view layer in `module` how many views its next inputs hold."""
+    for layer in module.modules():
+        if isinstance(layer, ViewBatchNorm2d):
+            layer.num_views = num_views
+
+
+def _mixes_views(layer: nn.Module) -> bool:
+    if not isinstance(layer, _NormBase):
+        return False
+    if isinstance(layer, _InstanceNorm):
+        return layer.track_running_stats
+    known = type(layer) is nn.BatchNorm2d or _is_batch_norm_act(layer) or isinstance(layer, ViewBatchNorm2d)
+    return not known or layer.momentum is None or not layer.track_running_stats
+
+
+def _is_batch_norm_act(layer: nn.Module) -> bool:
+    """Known by name, as timm need not be installed."""
+    kind = type(layer)
+    return kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")

@@ -1,0 +1,58 @@
+"""The contract of an objective: one training method over the multi-branch network."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pcl_fast.contract import PeerOutputs
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Which of a method's networks is the product: the student's or the mean teacher's, and which peer."""
+
+    network: Literal["student", "mean_teacher"]
+    peer: int = 0
+
+
+class Objective(ABC):
+    """What a method asks of the network, of the data and of the step, and its loss.
+
+    `headline` maps the names a method's results are reported under to evaluated heads
+    (`peer1`..., `ensemble`, `mean_teacher1`..., `mean_ensemble`).
+    """
+
+    num_peers: int
+    num_views: int
+    has_ensemble: bool
+    uses_mean_teacher: bool
+    deployment: Deployment
+    headline: dict[str, str]
+    term_names: tuple[str, ...]
+
+    @abstractmethod
+    def terms(
+        self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor
+    ) -> Tensor:
+        """The loss, term by term in the order of `term_names`, weighted: their sum is the loss.
+
+        `weight` is the distillation weight w(e); `teacher` holds the mean teachers' outputs. Returns
+        float32 [terms] (float64 if the logits are).
+        """
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """Logits in float32 at least: softmaxes and losses are never computed in half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def peer_cross_entropies(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
+    """CE(z_j, y), averaged over the batch, for every peer: [V]."""
+    peers, batch, classes = logits_VBC.shape
+    flat = full_precision(logits_VBC).reshape(peers * batch, classes)
+    losses = F.cross_entropy(flat, labels_B.repeat(peers), reduction="none")
+    return losses.view(peers, batch).mean(1)

@@ -1,0 +1,69 @@
+"""A run's folder: what lies where, whether a run may go on in it, and that only one process does."""
+
+import json
+from pathlib import Path
+
+from pcl_fast import atomic
+from pcl_fast.checkpoint import CheckpointStore, RunLock
+from pcl_fast.config import Config, differences, from_dict, to_dict
+from pcl_fast.errors import ConfigError
+
+# Settings that change where or how loudly a run works, but not what it computes.
+FREE_SETTINGS = frozenset(
+    {"run_dir", "resume", "device", "data.root", "train.log_every", "train.save_every", "train.eval_batch_size"}
+)
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.curves = path / "curves.png"
+        self.model = path / "model.safetensors"
+        self.checkpoints = CheckpointStore(path)
+
+    def claim(self, config: Config) -> RunLock:
+        """Lock the folder for a run with this (resolved) configuration, and write config.json.
+
+        With `config.resume`, a folder whose run differs in a setting that counts is refused with the
+        differences; without, a folder that holds a run is moved aside (`NAME.1`, `NAME.2`, ...).
+        """
+        if not config.resume and self.config.exists():
+            self._move_aside()
+        lock = RunLock(self.path)
+        try:
+            if self.config.exists():
+                self._refuse_changes(config)
+            atomic.write_text(self.config, json.dumps(to_dict(config), indent=2) + "\n")
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+
+    def read_config(self) -> Config:
+        """The configuration of the run in this folder; ConfigError if there is none."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path}: no run here (config.json is missing); give the folder of a run")
+        try:
+            return from_dict(json.loads(self.config.read_text()), where=str(self.config))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ConfigError(f"{self.config}: cannot be read ({error}); is it a run of this version?") from None
+
+    def _refuse_changes(self, config: Config) -> None:
+        changed = differences(self.read_config(), config, FREE_SETTINGS)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise ConfigError(
+                f"{self.path}: holds a run with other settings; undo these changes to resume it, "
+                f"or give another --run-dir, or --no-resume to move it aside:\n  {listed}"
+            )
+
+    def _move_aside(self) -> None:
+        RunLock(self.path).close()  # not while another process trains in it
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        self.path.rename(aside)

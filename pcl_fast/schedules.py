@@ -1,0 +1,34 @@
+"""What changes over a run, as pure functions of the epoch or the step."""
+
+import math
+from collections.abc import Sequence
+
+
+def learning_rate(start: float, epoch: int, epochs: int, milestones: Sequence[float], gamma: float) -> float:
+    """Step decay: `start` times `gamma` for each milestone (a share of `epochs`) that `epoch` has reached.
+
+    The recipe of the lineage: 0.1, times 0.1 at epochs 150 and 225 of 300; `epoch` is 0-based.
+    """
+    passed = sum(epoch >= milestone_epoch(share, epochs) for share in milestones)
+    return start * gamma**passed
+
+
+def milestone_epoch(share: float, epochs: int) -> int:
+    """The first epoch (0-based) at or after `share` of the run."""
+    return math.ceil(round(share * epochs, 9))
+
+
+def rampup_weight(epoch: int, peak: float, rampup_epochs: float) -> float:
+    """w(e), the weight of both distillation losses in 0-based epoch e (PCL eqs. 3, 5).
+
+    `peak * exp(-5 (1 - e/alpha)^2)` for e <= alpha, `peak` after; alpha = `rampup_epochs`, 0 for none.
+    """
+    if epoch > rampup_epochs or rampup_epochs == 0:
+        return peak
+    return peak * math.exp(-5.0 * (1.0 - epoch / rampup_epochs) ** 2)
+
+
+def ema_coefficient(update: int, decay: float) -> float:
+    """phi(g) = min(1 - 1/g, decay) for the g-th update, g = 1, 2, ...: the first copies the student."""
+    assert update >= 1, "EMA updates are counted from 1"
+    return min(1.0 - 1.0 / update, decay)

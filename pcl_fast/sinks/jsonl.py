@@ -1,0 +1,51 @@
+"""metrics.jsonl: one JSON object a line, the whole history of a run."""
+
+import json
+from pathlib import Path
+
+from pcl_fast import atomic
+from pcl_fast.sinks.base import Record, RunInfo
+
+
+def read_records(path: Path) -> list[Record]:
+    """All whole records of a metrics file; a line torn by a kill, and what follows it, is left out."""
+    records: list[Record] = []
+    if not path.exists():
+        return records
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not line.endswith("\n"):
+            break
+        records.append(record)
+    return records
+
+
+class JsonlSink:
+    """Appends every record; a resumed run first drops the records past its checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def started(self, info: RunInfo) -> None:
+        """Keep the first `info.first_record` records, and append from there."""
+        kept = read_records(self.path)[: info.first_record]
+        atomic.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self.path.open("a")
+
+    def stepped(self, step: int) -> None:
+        """Nothing: a step alone is not a record."""
+
+    def recorded(self, record: Record) -> None:
+        """Append a line, at once visible to readers."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def said(self, message: str) -> None:
+        """Nothing: messages are for people."""
+
+    def closed(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,49 @@
+"""The peer mean teachers: the exponential moving average of a network (PCL eq. 4)."""
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pcl_fast.models.peers import PeerNetwork
+
+
+class MeanTeacher:
+    """A copy of a network that follows it: theta_ema = phi theta_ema + (1 - phi) theta.
+
+    Every parameter is averaged: trunk, branches, classifiers, ensemble classifier. `ema_bn` says what
+    becomes of BatchNorm's running statistics: `own`, the copy runs in train mode and keeps statistics
+    of its own batches; `copy` and `ema`, it takes the network's, as they are or averaged alike, and
+    runs in eval mode.
+    """
+
+    def __init__(self, network: PeerNetwork, ema_bn: Literal["own", "copy", "ema"]) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.ema_bn = ema_bn
+        self.learning_mode()
+
+    def learning_mode(self) -> None:
+        """The mode in which it teaches, after an evaluation has changed it."""
+        self.network.train(self.ema_bn == "own")
+
+    @torch.no_grad()
+    def update(self, student: PeerNetwork, phi: Tensor) -> None:
+        """Average the student in; `phi` is a scalar tensor on the device. Call it after the optimizer's step."""
+        _average(list(self.network.parameters()), list(student.parameters()), phi)
+        if self.ema_bn == "own":
+            return
+        mine, theirs = list(self.network.buffers()), list(student.buffers())
+        floating = [i for i, buffer in enumerate(mine) if buffer.is_floating_point() and self.ema_bn == "ema"]
+        _average([mine[i] for i in floating], [theirs[i] for i in floating], phi)
+        for i in set(range(len(mine))) - set(floating):
+            mine[i].copy_(theirs[i])
+
+
+def _average(averages: list[Tensor], values: list[Tensor], phi: Tensor) -> None:
+    """In float32 (or wider), literally: with phi = 0 a bitwise copy, with phi = 1 no change."""
+    if not averages:
+        return
+    phi = phi.to(averages[0].dtype)
+    torch._foreach_mul_(averages, phi)
+    torch._foreach_add_(averages, torch._foreach_mul(values, 1 - phi))

@@ -1,0 +1,72 @@
+"""All that training changes, and its saving and restoring."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pcl_fast.contract import PeerOutputs
+from pcl_fast.guard import FiniteGuard
+from pcl_fast.models.peers import PeerNetwork
+from pcl_fast.objectives import Objective
+from pcl_fast.step.mean_teacher import MeanTeacher
+
+Forward = Callable[[Tensor], PeerOutputs]
+
+
+@dataclass(slots=True)
+class TrainState:
+    """The networks and their optimizer, and how a step runs them.
+
+    `student_forward` and `teacher_forward` run the two networks (compiled or not); `amp_dtype` is the
+    precision of their convolutions.
+    """
+
+    network: PeerNetwork
+    mean_teacher: MeanTeacher | None
+    objective: Objective
+    optimizer: torch.optim.SGD
+    guard: FiniteGuard
+    amp_dtype: torch.dtype
+    student_forward: Forward
+    teacher_forward: Forward | None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a later process needs to go on as if nothing had happened."""
+        return {
+            "network": self.network.state_dict(),
+            "mean_teacher": self.mean_teacher.network.state_dict() if self.mean_teacher else None,
+            "optimizer": self.optimizer.state_dict(),
+            "rng": _random_state(),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.network.load_state_dict(saved["network"])
+        if self.mean_teacher is not None:
+            self.mean_teacher.network.load_state_dict(saved["mean_teacher"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        _restore_random_state(saved["rng"])
+
+    def deployed_tensors(self) -> dict[str, Tensor]:
+        """The product of the method, under the names of the plain backbone (PCL: the first peer's EMA)."""
+        deployment = self.objective.deployment
+        network = self.network
+        if deployment.network == "mean_teacher":
+            assert self.mean_teacher is not None, "a method that deploys a mean teacher has one"
+            network = self.mean_teacher.network
+        return network.deployed_state_dict(deployment.peer)
+
+
+def _random_state() -> dict[str, Any]:
+    """torch's generators: the product draws nothing from them, but a network with dropout does."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_random_state(saved: dict[str, Any]) -> None:
+    torch.set_rng_state(saved["cpu"])
+    if len(saved["cuda"]) == torch.cuda.device_count() > 0:
+        torch.cuda.set_rng_state_all(saved["cuda"])

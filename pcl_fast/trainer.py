@@ -1,0 +1,200 @@
+"""The training loop: resume, train, evaluate, record, save; everything a step must not do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pcl_fast.build import build_state
+from pcl_fast.checkpoint import save_model
+from pcl_fast.config import Config
+from pcl_fast.contract import OpenData, ViewBatch
+from pcl_fast.errors import DivergedError, Preempted
+from pcl_fast.evaluate import evaluate_state
+from pcl_fast.metrics import RunningMeans
+from pcl_fast.run_folder import RunFolder
+from pcl_fast.schedules import ema_coefficient, learning_rate, rampup_weight
+from pcl_fast.signals import StopSignal
+from pcl_fast.sinks import Record, RunInfo, Sink
+from pcl_fast.step.train_step import Moment, StepMetrics, train_step
+
+Accuracies = dict[str, dict[str, float]]
+
+
+class Trainer:
+    """One run, from its resolved configuration and its open data to its last checkpoint."""
+
+    def __init__(self, config: Config, data: OpenData, folder: RunFolder, sinks: Sequence[Sink]) -> None:
+        self.config, self.data, self.folder, self.sinks = config, data, folder, sinks
+        self.device = torch.device(config.device)
+        self.state = build_state(config)
+        self.objective = self.state.objective
+        self.train_heads = [f"peer{j + 1}" for j in range(self.objective.num_peers)]
+        self.train_heads += ["ensemble"] * self.objective.has_ensemble
+        width = len(self.objective.term_names) + len(self.train_heads) + 1
+        self.recent = RunningMeans(width, self.device)
+        self.epoch_means = RunningMeans(width, self.device)
+        self.steps_done = self.epochs_closed = self.records = 0
+        self.accuracies: Accuracies = {}
+        self.stop = StopSignal()
+
+    def run(self) -> Accuracies:
+        """Train to the last epoch, and return what every head reached after it, by its name.
+
+        Raises Preempted after a signal, with everything saved; DivergedError if something is not
+        finite, with the last good checkpoint kept.
+        """
+        self._resume()
+        info = RunInfo(
+            title=f"{self.config.method} seed {self.config.seed}",
+            run_dir=self.folder.path,
+            epochs=self.config.train.epochs,
+            steps_per_epoch=self.data.train.steps_per_epoch,
+            first_step=self.steps_done,
+            first_record=self.records,
+            headline=self.objective.headline,
+        )
+        for sink in self.sinks:
+            sink.started(info)
+        try:
+            with self.stop:
+                while self.epochs_closed < self.config.train.epochs:
+                    self._train_epoch(self.epochs_closed)
+                    self._close_epoch(self.epochs_closed)
+        except DivergedError as error:
+            raise DivergedError(f"{error}. {self._last_checkpoint()}") from None
+        finally:
+            for sink in self.sinks:
+                sink.closed()
+        return self.accuracies
+
+    def _train_epoch(self, epoch: int) -> None:
+        """Train what is left of an epoch."""
+        self.state.network.train()
+        if self.state.mean_teacher is not None:
+            self.state.mean_teacher.learning_mode()
+        self.recent.restart_clock()
+        self.epoch_means.restart_clock()
+        steps_per_epoch = self.data.train.steps_per_epoch
+        first = self.steps_done - epoch * steps_per_epoch
+        for batch in self.data.train.epoch(epoch, first) if first < steps_per_epoch else ():
+            moment = self._moment(epoch)
+            metrics = train_step(self.state, batch, moment)
+            self._account(batch, metrics, moment, epoch)
+            for sink in self.sinks:
+                sink.stepped(self.steps_done)
+            self._serve_stop()
+        self.state.guard.check()
+
+    def _account(self, batch: ViewBatch, metrics: StepMetrics, moment: Moment, epoch: int) -> None:
+        """Count a step; check it and write it down where that is due."""
+        due = moment.step % self.config.train.log_every == 0
+        if due or self.device.type == "cpu":  # on a GPU looking means waiting
+            self.state.guard.check()
+        self.steps_done = moment.step
+        samples = len(batch.labels_B)
+        means = torch.cat([metrics.terms, metrics.gradient_norm[None]]) * samples
+        for running in (self.recent, self.epoch_means):
+            running.add(torch.cat([means, metrics.correct]), samples)
+        if due:
+            self._write({"kind": "step"} | self._describe(self.recent, moment, epoch))
+            self.recent.reset()
+
+    def _close_epoch(self, epoch: int) -> None:
+        """Evaluate, record and save, as often as the configuration says and after the last epoch."""
+        last = epoch + 1 == self.config.train.epochs
+        rate = self.epoch_means.rate()
+        measured: Record = {}
+        if last or (epoch + 1) % self.config.train.eval_every == 0:
+            heads = evaluate_state(self.state, self.data.val, self._serve_stop)
+            self.accuracies = {head: accuracy.as_dict() for head, accuracy in heads.items()}
+            measured = {"val": self.accuracies}
+        now = self._moment(epoch, self.steps_done)
+        record = {"kind": "epoch"} | self._describe(self.epoch_means, now, epoch) | measured
+        self._write(record | {"images_per_second": rate})
+        self.epoch_means.reset()
+        self.epochs_closed += 1
+        if last or (epoch + 1) % self.config.train.save_every == 0:
+            try:
+                self._save()
+            except OSError as error:
+                if last:
+                    raise
+                self._say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
+
+    def _moment(self, epoch: int, step: int | None = None) -> Moment:
+        """The schedules at the next step of an epoch, or at a given one."""
+        step = self.steps_done + 1 if step is None else step
+        optim, pcl = self.config.optim, self.config.pcl
+        assert pcl.rampup_epochs is not None, "the configuration is resolved"
+        epochs = self.config.train.epochs
+        return Moment(
+            step=step,
+            lr=learning_rate(optim.lr, epoch, epochs, optim.milestones, optim.gamma),
+            distill_weight=rampup_weight(epoch, pcl.distill_weight, pcl.rampup_epochs),
+            ema_coefficient=ema_coefficient(step, pcl.ema_decay),
+        )
+
+    def _describe(self, running: RunningMeans, moment: Moment, epoch: int) -> Record:
+        names = self.objective.term_names
+        means = running.means()
+        correct = means[len(names) + 1 :]
+        return {
+            "epoch": epoch,
+            "step": moment.step,
+            "lr": moment.lr,
+            "distill_weight": moment.distill_weight,
+            "ema_coefficient": moment.ema_coefficient,
+            "loss": sum(means[: len(names)]),
+            "terms": dict(zip(names, means, strict=False)),
+            "gradient_norm": means[len(names)],
+            "train_top1": {head: 100 * share for head, share in zip(self.train_heads, correct, strict=True)},
+            "images_per_second": running.rate(),
+        }
+
+    def _write(self, record: Record) -> None:
+        self.records += 1
+        for sink in self.sinks:
+            sink.recorded(record)
+
+    def _say(self, message: str) -> None:
+        for sink in self.sinks:
+            sink.said(message)
+
+    def _serve_stop(self) -> None:
+        """Save and raise Preempted, if a signal has come."""
+        if self.stop.received is None:
+            return
+        self.state.guard.check()
+        self._save()
+        raise Preempted(f"stopped by {self.stop.received} after step {self.steps_done}; everything is saved")
+
+    def _save(self) -> None:
+        """A checkpoint, and the deployable network of this moment."""
+        progress = {
+            "steps_done": self.steps_done,
+            "epochs_closed": self.epochs_closed,
+            "records": self.records,
+            "accuracies": self.accuracies,
+            "recent": self.recent.state_dict(),
+            "epoch_means": self.epoch_means.state_dict(),
+        }
+        self.folder.checkpoints.save({"progress": progress, "state": self.state.state_dict()}, self.steps_done)
+        about = {"model": self.config.model, "method": self.config.method, "dataset": self.config.data.dataset}
+        save_model(self.folder.model, self.state.deployed_tensors(), about | {"steps": str(self.steps_done)})
+
+    def _resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        saved = self.folder.checkpoints.load_newest(self._say)
+        if saved is None:
+            return
+        self.state.load_state_dict(saved["state"])
+        progress: dict[str, Any] = saved["progress"]
+        self.steps_done, self.epochs_closed = progress["steps_done"], progress["epochs_closed"]
+        self.records, self.accuracies = progress["records"], progress["accuracies"]
+        self.recent.load_state_dict(progress["recent"])
+        self.epoch_means.load_state_dict(progress["epoch_means"])
+
+    def _last_checkpoint(self) -> str:
+        paths = self.folder.checkpoints.paths()
+        return f"The last checkpoint is {paths[-1]}" if paths else "There is no checkpoint yet"

@@ -1,0 +1,1 @@
+"""From a data set to batches of augmented views on the training device."""

@@ -1,0 +1,91 @@
+"""Noise in place of a data set: one fixed batch, made once, served for ever.
+
+What a training step costs when data costs nothing: the ceiling that real loaders are held against.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pcl_fast.contract import EvalBatch, ViewBatch
+from pcl_fast.errors import ConfigError
+from pipelines.order import check_first_step, steps_per_epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyntheticOptions:
+    """The size of the pretended data set and of its batches. `num_views` is not used in evaluation."""
+
+    num_samples: int
+    num_classes: int
+    image_size: int
+    batch_size: int
+    seed: int
+    device: torch.device
+    num_views: int = 1
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_classes", "image_size", "batch_size", "num_views"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"{name} of the synthetic data is {getattr(self, name)}: it must be at least 1"
+                )
+
+
+class SyntheticTrainLoader:
+    """Serves one fixed batch of normal noise at every step, without a shorter last one; a `TrainLoader`."""
+
+    def __init__(self, options: SyntheticOptions) -> None:
+        """Make the batch.
+
+        Raises:
+            ConfigError: if the samples do not fill one batch.
+        """
+        self.num_samples = options.num_samples
+        self.steps_per_epoch = steps_per_epoch(options.num_samples, options.batch_size, drop_last=True)
+        if self.steps_per_epoch == 0:
+            raise ConfigError(
+                f"{options.num_samples} synthetic samples do not fill one batch of {options.batch_size}: "
+                "use a smaller batch size or more samples"
+            )
+        images, labels_B = _noise(options, options.num_views)
+        views_VBCHW = images.unflatten(0, (options.num_views, options.batch_size))
+        ids_B = torch.arange(options.batch_size, device=options.device)
+        self.batch = ViewBatch(views_VBCHW, labels_B, ids_B)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
+        """Yield the same batch for each step of the epoch from `first_step` on.
+
+        Raises:
+            ConfigError: for a step that the epoch does not have.
+        """
+        check_first_step(first_step, self.steps_per_epoch)
+        return (self.batch for _ in range(first_step, self.steps_per_epoch))
+
+
+class SyntheticEvalLoader:
+    """Serves one fixed batch of normal noise until the samples are used up; an `EvalLoader`."""
+
+    def __init__(self, options: SyntheticOptions) -> None:
+        self.num_samples = options.num_samples
+        self.images_BCHW, self.labels_B = _noise(options, num_views=1)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """Yield every batch once, the last one shorter if need be."""
+        for left in range(self.num_samples, 0, -len(self.labels_B)):
+            yield EvalBatch(self.images_BCHW[:left], self.labels_B[:left])
+
+
+def _noise(options: SyntheticOptions, num_views: int) -> tuple[Tensor, Tensor]:
+    """Images `[num_views * B, 3, H, W]` in the layout asked for, and labels `[B]`."""
+    draws = torch.Generator(options.device).manual_seed(options.seed)
+    shape = (num_views * options.batch_size, 3, options.image_size, options.image_size)
+    images = torch.randn(shape, generator=draws, device=options.device)
+    labels_B = torch.randint(
+        options.num_classes, (options.batch_size,), generator=draws, device=options.device
+    )
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=layout), labels_B
