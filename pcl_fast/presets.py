@@ -130,15 +130,15 @@ def demo() -> Config:
     """
     if torch.cuda.is_available():
         return _short("resnet32", epochs=30, images=50_000)
-    config = _short("resnet8", epochs=30, images=10_000)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=5, save_every=5))
+    config = _short("resnet8", epochs=10, images=10_000)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=2, save_every=2))
 
 
 @_comparison(num_seeds=3)
 def gain() -> Config:
     """ResNet-8 on 10,000 images of CIFAR-10, three seeds alone and three with PCL: an hour on two cores."""
-    config = _short("resnet8", epochs=100, images=10_000)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=10, save_every=5))
+    config = _short("resnet8", epochs=40, images=10_000)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=4, save_every=4))
 
 
 @_paper_row

@@ -43,6 +43,7 @@ def test_the_ensemble_reads_the_concatenated_features():
     assert out.features_VBF.shape == (3, 3, 64)
     assert out.logits_VBC.shape == (3, 3, 10)
     h_BmF = torch.cat(list(out.features_VBF), dim=1)
+    assert network.ensemble is not None
     expected = h_BmF @ network.ensemble.weight.T + network.ensemble.bias
     torch.testing.assert_close(out.ensemble_logits_BC, expected)
     assert PeerNetwork(find_backbone("resnet8"), 10, ensemble=False)(images(1)).ensemble_logits_BC is None
@@ -114,8 +115,8 @@ def narrow_vgg(num_classes: int) -> nn.Module:
 def test_the_batched_trunk_is_the_loop_over_views(spec, split, size):
     if spec.startswith("timm:") and find_spec("timm") is None:
         pytest.skip("timm is not installed")
-    vgg = Backbone(spec, narrow_vgg, "4", 32, "cifar")
-    backbone = vgg if spec == vgg.name else find_backbone(spec, split)
+    own = spec == "narrow_vgg"
+    backbone = Backbone(spec, narrow_vgg, "4", 32, "cifar") if own else find_backbone(spec, split)
     batched = PeerNetwork(backbone, 4, num_peers=2).double()
     loop = PeerNetwork(backbone, 4, num_peers=2, trunk_views="loop").double()
     loop.load_state_dict(batched.state_dict(), strict=True)
@@ -186,7 +187,7 @@ def test_bfloat16_autocast_in_channels_last_stays_near_float32():
     error = (out.logits_VBC.float() - expected.logits_VBC).abs().max()
     assert 0 < error < 0.05 * expected.logits_VBC.abs().max()
     out.ensemble_logits_BC.float().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in network.trunk.parameters())
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.trunk.parameters())
 
 
 def test_a_copy_is_equal_and_independent():

@@ -158,7 +158,7 @@ class Unused(Tiny):
 
 
 class TwoInputs(Tiny):
-    def forward(self, x, y):
+    def forward(self, x, y):  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x + y)
 
 
