@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 BIN := .venv/bin
-# Two test processes suit the smallest machine; more if there is room.
+# Two test processes suit the smallest machine; `make test TEST_WORKERS=8 ARGS="-k pcl"` is possible.
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
@@ -20,10 +20,12 @@ test: setup ## run the tests
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(ARGS)
 
 lint: setup ## check style, formatting, types and layers
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/pyright --pythonpath $(BIN)/python
-	@$(BIN)/lint-imports
+	@failed=0; \
+	$(BIN)/ruff check || failed=1; \
+	$(BIN)/ruff format --check || failed=1; \
+	$(BIN)/pyright --pythonpath $(BIN)/python || failed=1; \
+	$(BIN)/lint-imports || failed=1; \
+	exit $$failed
 
 clean: ## remove the environment and the caches, but neither data nor runs
 	@rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -26,6 +26,12 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed processes left in `folder`; none may be writing there now."""
+    for leftover in folder.glob(".*.part"):
+        leftover.unlink()
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, wholly or not at all."""
     with replacing(path) as temporary:

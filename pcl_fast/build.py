@@ -3,7 +3,7 @@
 import torch
 
 from pcl_fast.config import NUM_CLASSES, Config
-from pcl_fast.device import memory_format
+from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.guard import FiniteGuard
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.zoo import find_backbone
@@ -36,6 +36,7 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
 def build_state(config: Config) -> TrainState:
     """Everything a step needs, at step 0. `config` must be resolved (`device.resolve`)."""
     device = torch.device(config.device)
+    prepare_backend(config)
     objective = make_objective(config)
     network = build_network(config, objective).to(device)
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None

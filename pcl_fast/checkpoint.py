@@ -16,6 +16,7 @@ from torch import Tensor
 from pcl_fast import atomic
 from pcl_fast.errors import ConfigError
 
+CONTENT = {"progress", "state"}  # the keys of every checkpoint
 KEEP = 2  # complete checkpoints kept, so that a damaged newest one costs one interval only
 
 
@@ -26,7 +27,10 @@ class CheckpointStore:
         self.folder = run_dir / "checkpoints"
 
     def save(self, state: dict[str, Any], step: int) -> Path:
-        """Write a checkpoint, then drop all but the newest two. OSError if the disk refuses; then all stay."""
+        """Write a checkpoint, which has at least the keys CONTENT, then drop all but the newest two.
+
+        OSError if the disk refuses; then all stay.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         path = self.folder / f"step-{step:08d}.pt"
@@ -56,7 +60,8 @@ class CheckpointStore:
                 warn(f"{self.folder}: damaged: {', '.join(damaged)}; going on from {path.name}")
             return state
         if damaged:
-            raise ConfigError(f"{self.folder}: no checkpoint can be read: {', '.join(damaged)}; use another --run-dir")
+            listed = ", ".join(damaged)
+            raise ConfigError(f"{self.folder}: no checkpoint can be read: {listed}; use another --run-dir")
         return None
 
 
@@ -65,7 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
         broken = archive.testzip()
         if broken is not None:
             raise zipfile.BadZipFile(broken)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or not content.keys() >= CONTENT:
+        raise TypeError("not a checkpoint of a run")
+    return content
 
 
 def save_model(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
@@ -86,7 +94,8 @@ class RunLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise ConfigError(f"{run_dir}: in use by {holder}; wait for it, or use another --run-dir") from None
+            fix = "wait for it, or use another --run-dir"
+            raise ConfigError(f"{run_dir}: in use by {holder}; {fix}") from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

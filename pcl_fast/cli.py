@@ -30,12 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except Preempted as stop:
-        return _fail(f"{stop}\nto go on:  {shlex.join(['pcl-fast', *words])}", stop.exit_code)
+        return _fail(f"{stop}\nto go on:  {_command_to_resume(words)}", stop.exit_code)
     except PclError as error:
         return _fail(f"error: {error}", error.exit_code)
     except torch.OutOfMemoryError as error:
+        advice = "A step holds one view per peer: halve --train.batch-size"
         reason = str(error).split("\n")[0]
-        return _fail(f"error: out of memory: {reason} A step holds one view per peer: halve --train.batch-size", 1)
+        return _fail(f"error: out of memory: {reason} {advice}", 1)
+    except OSError as error:
+        return _fail(f"error: {error}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; what was not saved before is lost", INTERRUPTED)
 
@@ -62,6 +65,12 @@ def _print_help() -> None:
         + "\n".join(lines)
         + "\n\n`pcl-fast COMMAND --help` tells more; `pcl-fast train --help` lists the presets.\n"
     )
+
+
+def _command_to_resume(words: list[str]) -> str:
+    """The same command, but for what would begin anew."""
+    kept = [word for word in words if word.replace("_", "-") != "--no-resume"]
+    return shlex.join(["pcl-fast", *kept])
 
 
 def _fail(message: str, code: int) -> int:

@@ -114,8 +114,12 @@ class OptimConfig:
         _require(self.gamma > 0, "optim.gamma", self.gamma, "give a positive number, as 0.1")
         shares = self.milestones
         fix = "give rising shares of the run: epoch 150 of 300 is 0.5"
-        _require(all(0 < s < 1 for s in shares) and sorted(shares) == list(shares), "optim.milestones", shares, fix)
-        _require(not self.nesterov or self.momentum > 0, "optim.nesterov", True, "needs --optim.momentum above 0")
+        _require(
+            all(0 < s < 1 for s in shares) and sorted(shares) == list(shares), "optim.milestones", shares, fix
+        )
+        _require(
+            not self.nesterov or self.momentum > 0, "optim.nesterov", True, "needs --optim.momentum above 0"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

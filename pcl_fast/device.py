@@ -1,6 +1,8 @@
 """Which device a run uses, in which precision and memory layout: `auto` settings made definite."""
 
+import ctypes
 import dataclasses
+import os
 
 import torch
 
@@ -44,7 +46,9 @@ def pick_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: not supported; give auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; give auto or cpu")
+        raise ConfigError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; give auto or cpu"
+        )
     return device
 
 
@@ -56,4 +60,27 @@ def memory_format(channels_last: str) -> torch.memory_format:
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    has_avx512_bf16 = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+    return has_avx512_bf16 or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
+
+
+def prepare_backend(config: Config) -> None:
+    """Set what torch has one switch of for the whole process, as a resolved configuration wants it."""
+    device = torch.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+    torch.use_deterministic_algorithms(config.deterministic)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed blocks for the next step, instead of handing them back to the system.
+
+    Activations are freed and allocated anew every step; without this each step pays for tens of
+    thousands of page faults on the CPU. Returns whether the library took it (glibc does).
+    """
+    mmap_threshold, trim_threshold = (-3, 1 << 30), (-1, (1 << 31) - 1)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all(mallopt(*setting) == 1 for setting in (mmap_threshold, trim_threshold))

@@ -14,10 +14,10 @@ from pcl_fast.step.state import TrainState
 def evaluate_state(
     state: TrainState, loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
 ) -> dict[str, Accuracy]:
-    """Every head of the student (`peer1`..., `ensemble`) and of the mean teacher (`mean_teacher1`...,
-    `mean_ensemble`) over `loader`, in eval mode; the networks are left in eval mode.
+    """Accuracy over `loader` of every head, in eval mode; the networks are left in eval mode.
 
-    `each_batch` is called before every batch and may raise to stop.
+    The heads are the student's (`peer1`..., `ensemble`) and the mean teacher's (`mean_teacher1`...,
+    `mean_ensemble`). `each_batch` is called before every batch and may raise to stop.
     """
     student = _predictor(state.network, state.amp_dtype)
     heads = measure_heads(student, loader, ("peer", "ensemble"), each_batch)

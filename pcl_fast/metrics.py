@@ -78,7 +78,10 @@ Predict = Callable[[Tensor], PeerOutputs]
 
 @torch.no_grad()
 def measure_heads(
-    predict: Predict, loader: EvalLoader, names: tuple[str, str], each_batch: Callable[[], None] = lambda: None
+    predict: Predict,
+    loader: EvalLoader,
+    names: tuple[str, str],
+    each_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Accuracy]:
     """Accuracy of every head of one network over a data set.
 

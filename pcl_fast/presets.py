@@ -41,7 +41,9 @@ class Preset:
     def runs(self, config: Config) -> list[Config]:
         """The runs, with `config` (this preset's, or as changed by flags) as their common settings."""
         seeds = range(config.seed, config.seed + self.num_seeds)
-        return [dataclasses.replace(config, method=method, seed=seed) for seed in seeds for method in self.methods]
+        return [
+            dataclasses.replace(config, method=method, seed=seed) for seed in seeds for method in self.methods
+        ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,15 @@ from pcl_fast.errors import ConfigError
 
 # Settings that change where or how loudly a run works, but not what it computes.
 FREE_SETTINGS = frozenset(
-    {"run_dir", "resume", "device", "data.root", "train.log_every", "train.save_every", "train.eval_batch_size"}
+    {
+        "run_dir",
+        "resume",
+        "device",
+        "data.root",
+        "train.log_every",
+        "train.save_every",
+        "train.eval_batch_size",
+    }
 )
 
 
@@ -37,6 +45,8 @@ class RunFolder:
         try:
             if self.config.exists():
                 self._refuse_changes(config)
+            atomic.remove_leftovers(self.path)
+            atomic.remove_leftovers(self.checkpoints.folder)
             atomic.write_text(self.config, json.dumps(to_dict(config), indent=2) + "\n")
         except BaseException:
             lock.close()
@@ -50,7 +60,9 @@ class RunFolder:
         try:
             return from_dict(json.loads(self.config.read_text()), where=str(self.config))
         except (json.JSONDecodeError, TypeError) as error:
-            raise ConfigError(f"{self.config}: cannot be read ({error}); is it a run of this version?") from None
+            raise ConfigError(
+                f"{self.config}: cannot be read ({error}); is it a run of this version?"
+            ) from None
 
     def _refuse_changes(self, config: Config) -> None:
         changed = differences(self.read_config(), config, FREE_SETTINGS)

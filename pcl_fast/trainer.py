@@ -1,6 +1,7 @@
 """The training loop: resume, train, evaluate, record, save; everything a step must not do."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from pcl_fast.build import build_state
 from pcl_fast.checkpoint import save_model
 from pcl_fast.config import Config
 from pcl_fast.contract import OpenData, ViewBatch
-from pcl_fast.errors import DivergedError, Preempted
+from pcl_fast.errors import DivergedError, PclError, Preempted
 from pcl_fast.evaluate import evaluate_state
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.run_folder import RunFolder
@@ -42,7 +43,7 @@ class Trainer:
         """Train to the last epoch, and return what every head reached after it, by its name.
 
         Raises Preempted after a signal, with everything saved; DivergedError if something is not
-        finite, with the last good checkpoint kept.
+        finite, with the last good checkpoint kept; PclError if the disk refuses a save that must be.
         """
         self._resume()
         info = RunInfo(
@@ -61,11 +62,11 @@ class Trainer:
                 while self.epochs_closed < self.config.train.epochs:
                     self._train_epoch(self.epochs_closed)
                     self._close_epoch(self.epochs_closed)
+                self._serve_stop()  # a signal during the last save is not lost on the next run
         except DivergedError as error:
             raise DivergedError(f"{error}. {self._last_checkpoint()}") from None
         finally:
-            for sink in self.sinks:
-                sink.closed()
+            self._tell(lambda sink: sink.closed())
         return self.accuracies
 
     def _train_epoch(self, epoch: int) -> None:
@@ -119,7 +120,7 @@ class Trainer:
                 self._save()
             except OSError as error:
                 if last:
-                    raise
+                    raise self._unsaved(error) from None
                 self._say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
 
     def _moment(self, epoch: int, step: int | None = None) -> Moment:
@@ -154,19 +155,30 @@ class Trainer:
 
     def _write(self, record: Record) -> None:
         self.records += 1
+        self._tell(lambda sink: sink.recorded(record))
+
+    def _tell(self, report: Callable[[Sink], None]) -> None:
+        """Report to every sink; one that cannot write does not end the run."""
         for sink in self.sinks:
-            sink.recorded(record)
+            try:
+                report(sink)
+            except OSError as error:
+                self._say(f"{type(sink).__name__} could not write ({error}); training goes on")
 
     def _say(self, message: str) -> None:
         for sink in self.sinks:
-            sink.said(message)
+            with contextlib.suppress(OSError):
+                sink.said(message)
 
     def _serve_stop(self) -> None:
         """Save and raise Preempted, if a signal has come."""
         if self.stop.received is None:
             return
         self.state.guard.check()
-        self._save()
+        try:
+            self._save()
+        except OSError as error:
+            raise self._unsaved(error) from None
         raise Preempted(f"stopped by {self.stop.received} after step {self.steps_done}; everything is saved")
 
     def _save(self) -> None:
@@ -179,9 +191,15 @@ class Trainer:
             "recent": self.recent.state_dict(),
             "epoch_means": self.epoch_means.state_dict(),
         }
-        self.folder.checkpoints.save({"progress": progress, "state": self.state.state_dict()}, self.steps_done)
-        about = {"model": self.config.model, "method": self.config.method, "dataset": self.config.data.dataset}
-        save_model(self.folder.model, self.state.deployed_tensors(), about | {"steps": str(self.steps_done)})
+        content = {"progress": progress, "state": self.state.state_dict()}
+        self.folder.checkpoints.save(content, self.steps_done)
+        about = {
+            "model": self.config.model,
+            "method": self.config.method,
+            "dataset": self.config.data.dataset,
+            "steps": str(self.steps_done),
+        }
+        save_model(self.folder.model, self.state.deployed_tensors(), about)
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
@@ -194,6 +212,12 @@ class Trainer:
         self.records, self.accuracies = progress["records"], progress["accuracies"]
         self.recent.load_state_dict(progress["recent"])
         self.epoch_means.load_state_dict(progress["epoch_means"])
+
+    def _unsaved(self, error: OSError) -> PclError:
+        return PclError(
+            f"{self.folder.path}: could not save after step {self.steps_done} ({error}). "
+            f"{self._last_checkpoint()}; make room, and the same command goes on from there"
+        )
 
     def _last_checkpoint(self) -> str:
         paths = self.folder.checkpoints.paths()

@@ -1,6 +1,7 @@
 """Fifty steps of the product equal those of an independent, naive, view-by-view implementation in float64."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pcl_fast.step.state import TrainState
 from pcl_fast.step.train_step import Moment, train_step
 from tests import naive_pcl
 
-PEERS, BATCH, CLASSES, STEPS, EPOCHS = 3, 8, 10, 50, 10
+PEERS, BATCH, SIZE, CLASSES, STEPS, EPOCHS = 3, 4, 12, 10, 50, 10
 HYPER = naive_pcl.Hyper(num_peers=PEERS, alpha=4.0, ema_decay=0.95, milestones=(5, 8))
 
 
@@ -53,7 +54,7 @@ def make_batches(views: int = PEERS) -> list[tuple[Tensor, Tensor]]:
     draws = torch.Generator().manual_seed(7)
     return [
         (
-            torch.randn(views, BATCH, 3, 32, 32, generator=draws, dtype=torch.float64),
+            torch.randn(views, BATCH, 3, SIZE, SIZE, generator=draws, dtype=torch.float64),
             torch.randint(CLASSES, (BATCH,), generator=draws),
         )
         for _ in range(STEPS)
@@ -89,17 +90,28 @@ def assert_same_network(ours: nn.Module, theirs: nn.Module) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-8)
 
 
+Run = tuple[list[dict[str, Tensor]], naive_pcl.NaivePCL, naive_pcl.NaivePCL]
+
+
+def make_epochs() -> list[int]:
+    return [step * EPOCHS // STEPS for step in range(STEPS)]
+
+
+@functools.cache
+def naive_run() -> Run:
+    """From the product's first weights: loss terms, model and mean teacher; the same for every test."""
+    naive = naive_pcl.NaivePCL(1, CLASSES, PEERS).double()
+    copy_in_order(in_float64(make_config()).network, naive)
+    return naive_pcl.naive_train(naive, make_batches(), make_epochs(), HYPER)
+
+
 @pytest.mark.parametrize("trunk_views", ["batched", "loop"])
 def test_fifty_pcl_steps_equal_the_naive_implementation(trunk_views: str) -> None:
     """Every loss term of every step, and student, mean teacher and running statistics after the last."""
     config = make_config(trunk_views=trunk_views)
     state = in_float64(config)
-    naive = naive_pcl.NaivePCL(1, CLASSES, PEERS).double()
-    copy_in_order(state.network, naive)
-    batches, epochs = make_batches(), [step * EPOCHS // STEPS for step in range(STEPS)]
-
-    terms = product_run(state, config, batches, epochs)
-    history, naive, naive_teacher = naive_pcl.naive_train(naive, batches, epochs, HYPER)
+    terms = product_run(state, config, make_batches(), make_epochs())
+    history, naive, naive_teacher = naive_run()
 
     for ours, theirs in zip(terms, history, strict=True):
         torch.testing.assert_close(ours[:PEERS], theirs["ce_peers"], rtol=1e-7, atol=1e-9)
@@ -117,7 +129,7 @@ def test_fifty_vanilla_steps_equal_ordinary_training() -> None:
     state = in_float64(config)
     naive = naive_pcl.NaiveResNet(1, CLASSES).double()
     copy_in_order(state.network, naive)
-    batches, epochs = make_batches(views=1), [step * EPOCHS // STEPS for step in range(STEPS)]
+    batches, epochs = make_batches(views=1), make_epochs()
     terms = product_run(state, config, batches, epochs)
     optimizer = naive_pcl.make_optimizer(naive, HYPER)
     for ours, (views, labels), epoch in zip(terms, batches, epochs, strict=True):

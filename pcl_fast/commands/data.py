@@ -1,8 +1,6 @@
 """Opening the data set of a run: the one place where data sets, pipelines and trainer meet."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from datasets_prep.cifar import CifarArrays, load_cifar
 from pcl_fast.config import IMAGE_SIZES, NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES, Config
@@ -22,7 +20,7 @@ def open_data(config: Config, num_views: int) -> OpenData:
         return _open_synthetic(config, num_views)
     if config.data.dataset == "imagenet":
         raise DataError(
-            "ImageNet cannot be read yet: --data.backend synthetic trains this preset on random images, to time it"
+            "ImageNet cannot be read yet; to time this preset on random images: --data.backend synthetic"
         )
     return _open_resident(config, num_views, load_cifar(config.data.dataset, config.data.root))
 
@@ -31,24 +29,27 @@ def _open_resident(config: Config, num_views: int, arrays: CifarArrays) -> OpenD
     subset, available = config.data.subset, len(arrays.train_images)
     if subset is not None and subset > available:
         raise ConfigError(f"--data.subset {subset}: {config.data.dataset} has {available} training images")
-    options = {
-        "num_classes": arrays.num_classes,
-        "normalisation": NORMALISATIONS[config.data.dataset],
-        "device": torch.device(config.device),
-        "channels_last": config.channels_last == "on",
-    }
+    eval_options = EvalOptions(
+        batch_size=config.train.eval_batch_size,
+        num_classes=arrays.num_classes,
+        normalisation=NORMALISATIONS[config.data.dataset],
+        device=torch.device(config.device),
+        channels_last=config.channels_last == "on",
+    )
     train_options = TrainOptions(
         batch_size=config.train.batch_size,
+        num_classes=eval_options.num_classes,
+        normalisation=eval_options.normalisation,
+        device=eval_options.device,
+        channels_last=eval_options.channels_last,
         num_views=num_views,
         seed=config.seed,
         drop_last=config.data.drop_last,
-        **options,
     )
-    images, labels = _tensors(arrays.train_images[:subset], arrays.train_labels[:subset])
+    images, labels = map(torch.from_numpy, (arrays.train_images[:subset], arrays.train_labels[:subset]))
     train = ResidentTrainLoader(images, labels, train_options)
-    images, labels = _tensors(arrays.test_images, arrays.test_labels)
-    val = ResidentEvalLoader(images, labels, EvalOptions(batch_size=config.train.eval_batch_size, **options))
-    return OpenData(train, val)
+    images, labels = map(torch.from_numpy, (arrays.test_images, arrays.test_labels))
+    return OpenData(train, ResidentEvalLoader(images, labels, eval_options))
 
 
 def _open_synthetic(config: Config, num_views: int) -> OpenData:
@@ -70,7 +71,3 @@ def _open_synthetic(config: Config, num_views: int) -> OpenData:
     train = SyntheticTrainLoader(options(num_train, config.train.batch_size, num_views))
     val_batch = min(config.train.eval_batch_size, TEST_IMAGES[dataset])
     return OpenData(train, SyntheticEvalLoader(options(TEST_IMAGES[dataset], val_batch, 1)))
-
-
-def _tensors(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(images), torch.from_numpy(labels)

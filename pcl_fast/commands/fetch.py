@@ -17,7 +17,7 @@ class FetchArguments:
     name: tyro.conf.Positional[str]
     """cifar10 or cifar100"""
     source: Annotated[Path | None, tyro.conf.arg(metavar="DIR_OR_ARCHIVE")] = None
-    """A folder or an archive that has it, in the official binary or Python form; otherwise it is downloaded."""
+    """A folder or archive that has it in the official binary or Python form; else it is downloaded."""
     root: Path | None = None
     """Folder to put it into, instead of the user's data folder."""
 

@@ -1,8 +1,10 @@
 """A preset and its flags, parsed: shared by the commands that take `PRESET [--flags]`."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import tyro
 from rich.console import Console
@@ -12,6 +14,8 @@ from pcl_fast.config import Config
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError
 from pcl_fast.presets import Preset, find_preset, preset_names
+
+Options = TypeVar("Options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +33,48 @@ def choose(command: str, words: Sequence[str]) -> Chosen:
     A wrong flag ends the program with exit code 2 and the nearest right one; an unknown preset raises
     ConfigError.
     """
+    preset, flags = _find(command, words)
+    config = tyro.cli(
+        Config, default=preset.config, args=flags, prog=_prog(command, preset), description=preset.about
+    )
+    return _chosen(preset, config)
+
+
+def choose_with(command: str, words: Sequence[str], options: Options) -> tuple[Chosen, Options]:
+    """`choose`, for a command with flags of its own.
+
+    `options` holds their defaults and comes back as given by the user; its field `steps` is the flag
+    `--COMMAND.steps`.
+    """
+    preset, flags = _find(command, words)
+    fields = [("config", Annotated[Config, tyro.conf.arg(name="")]), (command, type(options))]
+    flags_type = dataclasses.make_dataclass("Flags", fields, frozen=True)
+    both = tyro.cli(
+        flags_type,
+        default=flags_type(preset.config, options),
+        args=flags,
+        prog=_prog(command, preset),
+        description=preset.about,
+    )
+    return _chosen(preset, both.config), getattr(both, command)
+
+
+def _find(command: str, words: Sequence[str]) -> tuple[Preset, Sequence[str]]:
     if not words or words[0].startswith("-"):
         _print_presets(command)
         raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else ConfigError.exit_code)
-    preset = find_preset(words[0])
-    prog = f"pcl-fast {command} {preset.name}"
-    config = tyro.cli(Config, default=preset.config, args=words[1:], prog=prog, description=preset.about)
+    return find_preset(words[0]), words[1:]
+
+
+def _prog(command: str, preset: Preset) -> str:
+    return f"pcl-fast {command} {preset.name}"
+
+
+def _chosen(preset: Preset, config: Config) -> Chosen:
     if config.method != preset.config.method and len(preset.methods) > 1:
-        raise ConfigError(f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}")
+        raise ConfigError(
+            f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}"
+        )
     folder = config.run_dir or _default_folder(preset, config)
     runs = [(run, _run_folder(preset, folder, run)) for run in preset.runs(resolve(config))]
     return Chosen(preset, folder, runs)

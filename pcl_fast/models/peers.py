@@ -1,27 +1,17 @@
 """The multi-branch network of PCL: one trunk, m peers, and an ensemble classifier over their features."""
 
 import warnings
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from .split import split_network
-from .view_norm import convert_batch_norm, set_num_views
-from .zoo import Backbone
-
-MAX_PEERS = 8
-
-
-@dataclass(frozen=True)
-class PeerOutputs:
-    """What the peers say: logits [m, B, C], features [m, B, F], the ensemble's logits [B, C] or None."""
-
-    logits_VBC: Tensor
-    features_VBF: Tensor
-    ensemble_logits_BC: Tensor | None
+from pcl_fast.config import MAX_PEERS
+from pcl_fast.contract import PeerOutputs
+from pcl_fast.errors import ConfigError
+from pcl_fast.models.split import split_network
+from pcl_fast.models.view_norm import convert_batch_norm, set_num_views
+from pcl_fast.models.zoo import Backbone
 
 
 class PeerNetwork(nn.Module):
@@ -33,7 +23,8 @@ class PeerNetwork(nn.Module):
 
     `bn_views="per_view"`: the trunk's BatchNorm normalises each view by its own statistics and updates
     its running statistics once a view, in order; "joint": once, over all views. `trunk_views="batched"`
-    runs the views as one batch, "loop" one after the other with ordinary BatchNorm: slower, the reference.
+    runs the views as one batch, "loop" one after the other with ordinary BatchNorm: the reference. Which is
+    faster depends on device and batch; the batch makes a third as many, larger calls with three views.
     Raises ConfigError for a number of peers outside 1 to 8 and for a backbone that cannot be split.
     """
 
@@ -69,7 +60,7 @@ class PeerNetwork(nn.Module):
         self._views_set = num_peers
         if bn_views == "per_view" and trunk_views == "batched" and not convert_batch_norm(self.trunk):
             warnings.warn(
-                f"{backbone.name}: a layer of the trunk mixes views; it runs view by view, which is slower.",
+                f"{backbone.name}: a layer of the trunk mixes views; it runs view by view.",
                 stacklevel=2,
             )
             self.trunk_views = "loop"

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..errors import ConfigError, did_you_mean
-from .tracing import trace_alike
+from pcl_fast.errors import ConfigError, did_you_mean
+from pcl_fast.models.tracing import trace_alike
 
 # What hands its input on, so that a change in place behind it reaches the tensor before it.
 ALIASING_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)

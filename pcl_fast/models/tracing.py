@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from ..errors import ConfigError
+from pcl_fast.errors import ConfigError
 
 
 class LayerTracer(fx.Tracer):

@@ -4,8 +4,9 @@ Input [V * B, C, H, W], view after view. Each view is normalised by its own mean
 running statistics take V momentum updates a step, in view order: what V calls of nn.BatchNorm2d do.
 
 Two ways, equal in value and gradients. Eager: torch's own kernel on one view after the other, written into
-slices of one output; measured as fast forward as one nn.BatchNorm2d over all views, without the copy that
-concatenating would cost. Compiled: a formula in plain operations, which the compiler fuses.
+slices of one output, which spares the forward pass a concatenation; backward, each view's gradient is copied
+into place once. Compiled: a formula in plain operations, which the compiler fuses; eager it is many times
+slower.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
-from ..errors import ConfigError
+from pcl_fast.errors import ConfigError
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ from typing import Literal, NoReturn
 
 from torch import nn
 
-from ..errors import ConfigError, did_you_mean
-from . import cifar, imagenet
+from pcl_fast.errors import ConfigError, did_you_mean
+from pcl_fast.models import cifar, imagenet
 
 Family = Literal["cifar", "imagenet"]
 

@@ -1,6 +1,5 @@
 """The network trained alone: what every method is measured against."""
 
-import torch
 from torch import Tensor
 
 from pcl_fast.contract import PeerOutputs

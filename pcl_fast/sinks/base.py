@@ -12,8 +12,10 @@ and under `val` the accuracy of every head); both have `epoch` (0-based), `step`
 
 @dataclass(frozen=True, slots=True)
 class RunInfo:
-    """What a sink must know before the first record. In a resumed run `first_step` steps are done, and
-    `first_record` records of metrics.jsonl belong to them.
+    """What a sink must know before the first record.
+
+    In a resumed run `first_step` steps are done, and `first_record` records of metrics.jsonl belong to
+    them.
     """
 
     title: str
@@ -31,7 +33,10 @@ class RunInfo:
 
 
 class Sink(Protocol):
-    """Receives what happens in a run, in order; must not change it."""
+    """Receives what happens in a run, in order; must not change it.
+
+    An OSError of `recorded`, `said` or `closed` (a full disk) does not end the run, but is said.
+    """
 
     def started(self, info: RunInfo) -> None:
         """The run begins, or goes on after `info.first_step` steps."""

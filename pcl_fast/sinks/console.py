@@ -4,7 +4,14 @@ import time
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -67,7 +74,9 @@ class LiveConsole:
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
-        self._task = self._bar.add_task(info.title, total=info.total_steps, completed=info.first_step, rate="")
+        self._task = self._bar.add_task(
+            info.title, total=info.total_steps, completed=info.first_step, rate=""
+        )
         self.console.print(f"{info.title}: {describe_start(info)}", highlight=False, markup=False)
         self._live = Live(self._render(), console=self.console, refresh_per_second=4)
         self._live.start()
@@ -122,7 +131,11 @@ class Rate:
 def describe_start(info: RunInfo) -> str:
     """One line on what starts: its length and folder, or where it goes on."""
     length = f"{info.epochs} epochs of {info.steps_per_epoch} steps, in {info.run_dir}"
-    return f"resuming after step {info.first_step} of {info.total_steps}; {length}" if info.first_step else length
+    return (
+        f"resuming after step {info.first_step} of {info.total_steps}; {length}"
+        if info.first_step
+        else length
+    )
 
 
 def record_line(record: Record, info: RunInfo) -> str:
@@ -131,8 +144,16 @@ def record_line(record: Record, info: RunInfo) -> str:
     if record["kind"] == "step":
         where += f" step {record['step']}/{info.total_steps}"
     terms = " ".join(f"{kind} {value:.3f}" for kind, value in mean_terms(record).items())
-    parts = [where, f"loss {record['loss']:.3f} ({terms})", f"train {max(record['train_top1'].values()):.1f}%"]
-    parts += [f"{name} {record['val'][head]['top1']:.2f}%" for name, head in info.headline.items() if "val" in record]
+    parts = [
+        where,
+        f"loss {record['loss']:.3f} ({terms})",
+        f"train {max(record['train_top1'].values()):.1f}%",
+    ]
+    parts += [
+        f"{name} {record['val'][head]['top1']:.2f}%"
+        for name, head in info.headline.items()
+        if "val" in record
+    ]
     return "  ".join([*parts, f"{record['images_per_second']:,.0f} img/s"])
 
 
@@ -154,7 +175,9 @@ def terms_table(record: Record) -> Table:
     for head, top1 in record["train_top1"].items():
         cells = [record["terms"].get(f"{kind}/{head}") for kind in kinds]
         table.add_row(head, *("" if cell is None else f"{cell:.4f}" for cell in cells), f"{top1:.1f}%")
-    table.caption = f"w {record['distill_weight']:.3f}   phi {record['ema_coefficient']:.4f}   lr {record['lr']:.4g}"
+    table.caption = (
+        f"w {record['distill_weight']:.3f}   phi {record['ema_coefficient']:.4f}   lr {record['lr']:.4g}"
+    )
     table.caption_justify = "left"
     return table
 

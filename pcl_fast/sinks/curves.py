@@ -14,36 +14,49 @@ from pcl_fast.sinks.jsonl import read_records
 REDRAW_SECONDS = 60.0
 
 
-def draw_curves(path: Path, runs: Mapping[str, Sequence[Record]], headlines: Mapping[str, Mapping[str, str]]) -> None:
-    """Draw `runs` (title to records) into `path`: left the test accuracy of each run's headline results
-    (and thin, its other heads if it is alone), right the loss terms of each kind.
+def draw_curves(
+    path: Path, runs: Mapping[str, Sequence[Record]], headlines: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Draw `runs` (title to records) into `path`.
+
+    Left the test accuracy of each run's headline results (and thin, its other heads if it is alone),
+    right the loss terms of each kind.
     """
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     accuracy, losses = figure.subplots(1, 2)
     for title, records in runs.items():
         epochs = [record for record in records if record["kind"] == "epoch"]
-        _draw_accuracy(accuracy, title if len(runs) > 1 else "", epochs, headlines[title], alone=len(runs) == 1)
+        _draw_accuracy(
+            accuracy, title if len(runs) > 1 else "", epochs, headlines[title], alone=len(runs) == 1
+        )
         _draw_losses(losses, title if len(runs) > 1 else "", epochs)
     accuracy.set(xlabel="epoch", ylabel="test top-1 (%)", title="Test accuracy")
     losses.set(xlabel="epoch", ylabel="mean over the epoch", title="Loss terms (training)", yscale="log")
     for axes in (accuracy, losses):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_accuracy(axes: Axes, title: str, epochs: list[Record], headline: Mapping[str, str], *, alone: bool) -> None:
+def _draw_accuracy(
+    axes: Axes, title: str, epochs: list[Record], headline: Mapping[str, str], *, alone: bool
+) -> None:
     measured = [record for record in epochs if "val" in record]
+    if not measured:
+        return
     at = [record["epoch"] + 1 for record in measured]
     named = set(headline.values())
-    others = [head for head in (measured[0]["val"] if measured else {}) if head not in named]
+    others = [head for head in measured[0]["val"] if head not in named]
+    marker = _marker(at)
     for head in others if alone else []:
-        axes.plot(at, [r["val"][head]["top1"] for r in measured], linewidth=0.8, alpha=0.6, label=head)
+        values = [r["val"][head]["top1"] for r in measured]
+        axes.plot(at, values, marker, linewidth=0.8, alpha=0.6, label=head)
     for label, head in headline.items():
         shown = f"{title}: {label}" if title else label
-        axes.plot(at, [r["val"][head]["top1"] for r in measured], linewidth=2, label=shown)
+        axes.plot(at, [r["val"][head]["top1"] for r in measured], marker, linewidth=2, label=shown)
 
 
 def _draw_losses(axes: Axes, title: str, epochs: list[Record]) -> None:
@@ -52,7 +65,12 @@ def _draw_losses(axes: Axes, title: str, epochs: list[Record]) -> None:
     at = [record["epoch"] + 1 for record in epochs]
     for kind in kinds:
         of_kind = [[v for name, v in r["terms"].items() if name.split("/")[0] == kind] for r in epochs]
-        axes.plot(at, [sum(values) / len(values) for values in of_kind], label=f"{title} {kind}".strip())
+        means = [sum(values) / len(values) for values in of_kind]
+        axes.plot(at, means, _marker(at), label=f"{title} {kind}".strip())
+
+
+def _marker(at: list[int]) -> str:
+    return "o" if len(at) == 1 else "-"  # no line goes through one point
 
 
 class CurvesSink:
@@ -82,5 +100,7 @@ class CurvesSink:
         self._draw()
 
     def _draw(self) -> None:
-        draw_curves(self.path, {self._info.title: read_records(self.metrics)}, {self._info.title: self._info.headline})
+        draw_curves(
+            self.path, {self._info.title: read_records(self.metrics)}, {self._info.title: self._info.headline}
+        )
         self._drawn = time.monotonic()

@@ -33,19 +33,29 @@ class JsonlSink:
         """Keep the first `info.first_record` records, and append from there."""
         kept = read_records(self.path)[: info.first_record]
         atomic.write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = self.path.open("a")
+        self._file = self.path.open("ab", buffering=0)
+        self._whole, self._unwritten = self.path.stat().st_size, b""
 
     def stepped(self, step: int) -> None:
         """Nothing: a step alone is not a record."""
 
     def recorded(self, record: Record) -> None:
-        """Append a line, at once visible to readers."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append a line, at once visible to readers; one that the disk refuses is kept for the next time."""
+        self._unwritten += json.dumps(record).encode() + b"\n"
+        self._append()
 
     def said(self, message: str) -> None:
         """Nothing: messages are for people."""
 
     def closed(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._file:
+            self._append()
+
+    def _append(self) -> None:
+        self._file.truncate(self._whole)  # a full disk may have taken half a line
+        rest = memoryview(self._unwritten)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._whole += len(self._unwritten)
+        self._unwritten = b""

@@ -1,0 +1,1 @@
+"""One training step: the state it changes, the mean teachers, the pure function itself."""

@@ -29,7 +29,7 @@ class MeanTeacher:
 
     @torch.no_grad()
     def update(self, student: PeerNetwork, phi: Tensor) -> None:
-        """Average the student in; `phi` is a scalar tensor on the device. Call it after the optimizer's step."""
+        """Average the student in, after the optimizer's step; `phi` is a scalar tensor on the device."""
         _average(list(self.network.parameters()), list(student.parameters()), phi)
         if self.ema_bn == "own":
             return
@@ -45,5 +45,6 @@ def _average(averages: list[Tensor], values: list[Tensor], phi: Tensor) -> None:
     if not averages:
         return
     phi = phi.to(averages[0].dtype)
-    torch._foreach_mul_(averages, phi)
-    torch._foreach_add_(averages, torch._foreach_mul(values, 1 - phi))
+    shares = torch._foreach_mul(values, 1 - phi)  # pyright: ignore[reportPrivateUsage]
+    torch._foreach_mul_(averages, phi)  # pyright: ignore[reportPrivateUsage]
+    torch._foreach_add_(averages, shares)  # pyright: ignore[reportPrivateUsage]

@@ -61,7 +61,7 @@ class TrainState:
 
 
 def _random_state() -> dict[str, Any]:
-    """torch's generators: the product draws nothing from them, but a network with dropout does."""
+    """Torch's generators: the product draws nothing from them, but a network with dropout does."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from pcl_fast.contract import PeerOutputs, ViewBatch
 from pcl_fast.step.state import TrainState
 
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """Where in its schedules a step is: `step` from 1, lr, w(e) and phi(g)."""
@@ -20,8 +21,10 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What a step measured, on the device: `terms` [terms], the loss being their sum; right answers
-    `correct` [peers (+ ensemble)]; the norm of all gradients.
+    """What a step measured, on the device.
+
+    `terms` [terms], whose sum is the loss; right answers `correct` [peers (+ ensemble)]; the norm of
+    all gradients.
     """
 
     terms: Tensor
@@ -34,7 +37,8 @@ def train_step(state: TrainState, batch: ViewBatch, moment: Moment) -> StepMetri
     with torch.autocast(batch.views_VBCHW.device.type, state.amp_dtype, enabled=state.amp_dtype.itemsize < 4):
         student = state.student_forward(batch.views_VBCHW)
         with torch.no_grad():
-            teacher = state.teacher_forward(batch.views_VBCHW) if state.teacher_forward else None
+            # `is not None`: a compiled network has no truth value
+            teacher = None if state.teacher_forward is None else state.teacher_forward(batch.views_VBCHW)
     terms = state.objective.terms(student, teacher, batch.labels_B, moment.distill_weight)
     state.optimizer.zero_grad(set_to_none=True)
     terms.sum().backward()

@@ -1,0 +1,78 @@
+"""Ctrl-C on a real command: saved, exit 75, and the command it prints goes on."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pcl_fast.sinks import read_records
+from tests.commands.conftest import Process, environment
+from tests.tiny import newest_checkpoint
+
+COMMAND = [
+    *("train", "cifar10-resnet32-vanilla", "--model", "resnet8", "--data.subset", "64", "--device", "cpu"),
+    *(
+        "--train.batch-size",
+        "16",
+        "--train.epochs",
+        "40",
+        "--train.eval-every",
+        "40",
+        "--train.log-every",
+        "1",
+    ),
+    *("--train.save-every", "40", "--amp.dtype", "float32", "--run-dir", "my runs/first", "--no-resume"),
+]
+STEPS = 160
+
+
+def wait_for_records(path: Path, child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not read_records(path):
+        assert child.poll() is None, "it ended before its first step"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_saves_and_the_printed_command_finishes_the_run(
+    tmp_path: Path, cifar_folder: Path, pcl_fast: Callable[..., Process]
+) -> None:
+    run = tmp_path / "my runs" / "first"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pcl_fast", *COMMAND],
+        cwd=tmp_path,
+        env=environment(cifar_folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_for_records(run / "metrics.jsonl", child)
+        os.kill(child.pid, signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 75, err
+    stopped, go_on = err.splitlines()
+    step = newest_checkpoint(run)["progress"]["steps_done"]
+    assert 1 <= step < STEPS
+    assert stopped == f"pcl-fast: stopped by SIGINT after step {step}; everything is saved"
+    assert len(read_records(run / "metrics.jsonl")) == step + step // 4
+
+    program, *words = shlex.split(go_on.removeprefix("to go on:  "))
+    assert program == "pcl-fast"
+    done = pcl_fast(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {step} of {STEPS}" in done.stdout
+    assert "top-1 after epoch 40: vanilla" in done.stdout
+    records = read_records(run / "metrics.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, STEPS + 1))
+    assert [path.name for path in run.parent.iterdir()] == ["first"], "nothing was begun anew"

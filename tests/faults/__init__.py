@@ -1,0 +1,1 @@
+"""What goes wrong around training, provoked for real: signals, kills, full disks, damaged files."""

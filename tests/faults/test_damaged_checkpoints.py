@@ -1,0 +1,194 @@
+"""A checkpoint is complete or absent; one that was damaged later is noticed, and the one before is used."""
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pcl_fast.checkpoint import CheckpointStore
+from pcl_fast.errors import ConfigError
+from tests.conftest import REPOSITORY
+from tests.tiny import Watcher, assert_bitwise_equal, assert_same_run, train
+
+KILL_SAVES = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from pcl_fast.checkpoint import CheckpointStore
+
+folder = Path(sys.argv[1])
+store = CheckpointStore(folder)
+
+def content(step):
+    return {"progress": {"step": step}, "state": {"ramp": torch.arange(200_000) + step}}
+
+def save_for_ever(first):
+    for step in range(first, first + 10**6):
+        store.save(content(step), step)
+
+killed = inside = 0
+problems = []
+while inside < 10 and killed < 200:
+    first = int(store.paths()[-1].stem[5:]) + 1 if store.paths() else 1
+    child = os.fork()
+    if child == 0:
+        save_for_ever(first)
+    time.sleep(random.uniform(0.01, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    killed += 1
+    inside += any(store.folder.glob(".*.part"))
+    for leftover in store.folder.glob(".*.part"):
+        leftover.unlink()
+    for path in store.paths():
+        step = int(path.stem[5:])
+        saved = torch.load(path, weights_only=True)
+        if saved["progress"]["step"] != step or not torch.equal(saved["state"]["ramp"], torch.arange(200_000) + step):
+            problems.append(str(path))
+    if store.paths() and len(store.paths()) < min(2, first):
+        problems.append(f"only {store.paths()}")
+print(json.dumps({"killed": killed, "inside": inside, "problems": problems, "saved": len(store.paths())}))
+"""
+
+
+def content(step: int) -> dict[str, Any]:
+    return {"progress": {"steps_done": step}, "state": {"weights": torch.arange(1000) + step}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    """Two checkpoints, of steps 1 and 2."""
+    store = CheckpointStore(tmp_path)
+    store.save(content(1), 1)
+    store.save(content(2), 2)
+    return store
+
+
+@pytest.mark.timeout(120)
+def test_killed_while_saving_every_complete_name_is_a_complete_file(tmp_path: Path) -> None:
+    """A process that does nothing but save, killed at random moments until ten fell into a save."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", KILL_SAVES, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["inside"] >= 10
+    assert report["problems"] == []
+    assert report["saved"] >= 2
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -100, -1])
+def test_the_newest_one_cut_is_passed_over_with_both_named(store: CheckpointStore, cut: int) -> None:
+    newest = store.paths()[-1]
+    newest.write_bytes(newest.read_bytes()[:cut])
+    warnings: list[str] = []
+    saved = store.load_newest(warnings.append)
+    assert_bitwise_equal(saved, content(1))
+    assert len(warnings) == 1
+    assert "step-00000002.pt" in warnings[0]
+    assert "step-00000001.pt" in warnings[0]
+
+
+def test_no_flipped_byte_is_loaded_as_something_else(store: CheckpointStore) -> None:
+    """Each of 300 flips is noticed, or falls on one of the bytes that say nothing (padding, dates)."""
+    newest = store.paths()[-1]
+    whole = newest.read_bytes()
+    offsets = random.Random(5).sample(range(len(whole)), 300)
+    noticed = 0
+    for offset in offsets:
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x10
+        newest.write_bytes(damaged)
+        warnings: list[str] = []
+        saved = store.load_newest(warnings.append)
+        assert_bitwise_equal(saved, content(1 if warnings else 2))
+        noticed += len(warnings)
+    assert noticed > 200, "the weights alone are more than that share of the file"
+
+
+def test_every_flipped_byte_of_the_weights_is_noticed(store: CheckpointStore) -> None:
+    newest = store.paths()[-1]
+    whole = newest.read_bytes()
+    weights = content(2)["state"]["weights"].numpy().tobytes()
+    begin = whole.index(weights)
+    for offset in range(begin, begin + len(weights), 397):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1
+        newest.write_bytes(damaged)
+        warnings: list[str] = []
+        assert_bitwise_equal(store.load_newest(warnings.append), content(1))
+        assert warnings
+
+
+def test_if_all_are_damaged_the_run_is_refused_not_begun_anew(store: CheckpointStore) -> None:
+    for path in store.paths():
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ConfigError, match=r"no checkpoint can be read: step-0+2\.pt .*step-0+1\.pt") as error:
+        store.load_newest(print)
+    assert error.value.exit_code == 2
+
+
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("form", ["torch", "pickle", "zipped pickle"])
+def test_a_malicious_checkpoint_is_refused_and_does_nothing(tmp_path: Path, form: str) -> None:
+    store, crime = CheckpointStore(tmp_path), tmp_path / "crime"
+    store.save(content(1), 1)
+    path = store.folder / "step-00000002.pt"
+    evil = {"progress": {}, "state": Payload(crime)}
+    if form == "torch":
+        torch.save(evil, path)
+    elif form == "pickle":
+        path.write_bytes(pickle.dumps(evil))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(evil, protocol=2))
+            archive.writestr("archive/version", "3\n")
+    warnings: list[str] = []
+    assert_bitwise_equal(store.load_newest(warnings.append), content(1))
+    assert len(warnings) == 1
+    assert "step-00000002.pt" in warnings[0]
+    assert not crime.exists()
+    pickle.loads(pickle.dumps(evil))  # it would have been dangerous
+    assert crime.exists()
+
+
+@pytest.mark.parametrize("foreign", [{"model": {}}, [1, 2], torch.zeros(3)], ids=["dict", "list", "tensor"])
+def test_a_checkpoint_of_another_program_is_refused(tmp_path: Path, foreign: Any) -> None:
+    store = CheckpointStore(tmp_path)
+    store.folder.mkdir()
+    torch.save(foreign, store.folder / "step-00000009.pt")
+    with pytest.raises(ConfigError, match="no checkpoint can be read"):
+        store.load_newest(print)
+
+
+def test_a_run_goes_on_from_the_one_before_and_ends_the_same(straight: Path, tmp_path: Path) -> None:
+    """The whole way: two epochs done, the second checkpoint cut, the same command again."""
+    run = tmp_path / "run"
+    train(run)
+    newest = max((run / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-2000])
+    watcher = Watcher()
+    train(run, sinks=[watcher])
+    assert watcher.info is not None
+    assert watcher.info.first_step == 4
+    assert len(watcher.messages) == 1
+    assert "step-00000008.pt" in watcher.messages[0]
+    assert "step-00000004.pt" in watcher.messages[0]
+    assert_same_run(run, straight)

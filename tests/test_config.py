@@ -1,0 +1,142 @@
+"""Settings: what is refused and with which words, and that nothing is lost on the way to a file and back."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pcl_fast.config import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    PclConfig,
+    TrainConfig,
+    differences,
+    flatten,
+    from_dict,
+    to_dict,
+)
+from pcl_fast.device import resolve
+from pcl_fast.errors import ConfigError, PclError
+from pcl_fast.presets import find_preset, preset_names
+
+NAN = float("nan")
+
+# (what is built, the field, a bad value, the flag, a part of the fix)
+RULES: list[tuple[Callable[..., Any], str, Any, str, str]] = [
+    (DataConfig, "subset", 0, "--data.subset 0", "at least 1 image"),
+    (DataConfig, "subset", -5, "--data.subset -5", "at least 1 image"),
+    (PclConfig, "num_peers", 0, "--pcl.num-peers 0", "1 to 8"),
+    (PclConfig, "num_peers", 9, "--pcl.num-peers 9", "1 to 8"),
+    (PclConfig, "temperature", 0.0, "--pcl.temperature 0.0", "positive number"),
+    (PclConfig, "temperature", NAN, "--pcl.temperature nan", "positive number"),
+    (PclConfig, "distill_weight", -0.1, "--pcl.distill-weight -0.1", "0 or more"),
+    (PclConfig, "rampup_epochs", -1.0, "--pcl.rampup-epochs -1.0", "0 (no ramp-up) or more"),
+    (PclConfig, "rampup_share", 1.1, "--pcl.rampup-share 1.1", "a share, 0 to 1"),
+    (PclConfig, "rampup_share", -0.1, "--pcl.rampup-share -0.1", "a share, 0 to 1"),
+    (PclConfig, "ema_decay", 1.0, "--pcl.ema-decay 1.0", "0 or more, below 1"),
+    (PclConfig, "ema_decay", -0.1, "--pcl.ema-decay -0.1", "0 or more, below 1"),
+    (OptimConfig, "lr", 0.0, "--optim.lr 0.0", "positive number"),
+    (OptimConfig, "lr", NAN, "--optim.lr nan", "positive number"),
+    (OptimConfig, "momentum", 1.0, "--optim.momentum 1.0", "0 or more, below 1"),
+    (OptimConfig, "momentum", -0.1, "--optim.momentum -0.1", "0 or more, below 1"),
+    (OptimConfig, "weight_decay", -1e-4, "--optim.weight-decay -0.0001", "0 or more"),
+    (OptimConfig, "gamma", 0.0, "--optim.gamma 0.0", "positive number"),
+    (OptimConfig, "milestones", (0.75, 0.5), "--optim.milestones (0.75, 0.5)", "rising shares"),
+    (OptimConfig, "milestones", (0.0, 0.5), "--optim.milestones (0.0, 0.5)", "epoch 150 of 300 is 0.5"),
+    (OptimConfig, "milestones", (150, 225), "--optim.milestones (150, 225)", "epoch 150 of 300 is 0.5"),
+    (OptimConfig, "momentum", 0.0, "--optim.nesterov True", "needs --optim.momentum above 0"),
+    (TrainConfig, "epochs", 0, "--train.epochs 0", "at least 1"),
+    (TrainConfig, "batch_size", 0, "--train.batch-size 0", "at least 1"),
+    (TrainConfig, "eval_batch_size", 0, "--train.eval-batch-size 0", "at least 1"),
+    (TrainConfig, "eval_every", 0, "--train.eval-every 0", "at least 1"),
+    (TrainConfig, "save_every", 0, "--train.save-every 0", "at least 1"),
+    (TrainConfig, "log_every", -1, "--train.log-every -1", "at least 1"),
+    (Config, "seed", -1, "--seed -1", "0 to 4294967295"),
+    (Config, "seed", 2**32, "--seed 4294967296", "0 to 4294967295"),
+]
+
+
+@pytest.mark.parametrize(("kind", "field", "value", "flag", "fix"), RULES)
+def test_a_bad_value_is_refused_with_its_flag_and_the_fix(
+    kind: Callable[..., Any], field: str, value: Any, flag: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(**{field: value})
+    message = str(caught.value)
+    assert message.startswith(f"{flag}: ")
+    assert fix in message.removeprefix(flag)
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+    assert isinstance(caught.value, (PclError, ValueError))
+
+
+def test_values_at_the_edge_are_taken() -> None:
+    PclConfig(num_peers=1, distill_weight=0.0, rampup_epochs=0.0, rampup_share=0.0, ema_decay=0.0)
+    PclConfig(num_peers=8, rampup_share=1.0, temperature=1e-3)
+    OptimConfig(momentum=0.0, nesterov=False, weight_decay=0.0, milestones=())
+    TrainConfig(epochs=1, batch_size=1, eval_batch_size=1, eval_every=1, save_every=1, log_every=1)
+    Config(seed=2**32 - 1, data=DataConfig(subset=1))
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().pcl.temperature = 4.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_survives_a_file(name: str) -> None:
+    preset = find_preset(name)
+    given = dataclasses.replace(preset.config, device="cpu", run_dir=Path("some") / "where")
+    given = dataclasses.replace(given, data=dataclasses.replace(given.data, root=Path("data")))
+    for config in (preset.config, given, resolve(given)):
+        read = from_dict(json.loads(json.dumps(to_dict(config))))
+        assert read == config
+        assert isinstance(read.optim.milestones, tuple)
+
+
+def test_a_file_may_leave_settings_out() -> None:
+    config = from_dict({"seed": 3, "pcl": {"temperature": 4.0}})
+    assert config == Config(seed=3, pcl=PclConfig(temperature=4.0))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sed": 1}, "config.json: unknown key 'sed'. Did you mean 'seed'?"),
+        ({"optim": {"learning": 1}}, "config.json: optim: unknown key 'learning'."),
+        (
+            {"pcl": {"temperatur": 3}},
+            "config.json: pcl: unknown key 'temperatur'. Did you mean 'temperature'?",
+        ),
+        ({"qqqqqqq": 1}, "config.json: unknown key 'qqqqqqq'."),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_nearest_neighbour(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(values)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_bad_value_in_a_file_is_refused_like_one_of_a_flag() -> None:
+    with pytest.raises(ConfigError, match=r"^--pcl\.num-peers 12: "):
+        from_dict({"pcl": {"num_peers": 12}})
+
+
+def test_differences_say_what_was_and_what_is() -> None:
+    old = Config()
+    assert differences(old, Config(), frozenset()) == []
+    new = Config(seed=7, optim=OptimConfig(milestones=(0.5,)), run_dir=Path("x"), pcl=PclConfig(num_peers=4))
+    found = differences(old, new, frozenset({"run_dir"}))
+    assert found == ["pcl.num_peers: 3 -> 4", "optim.milestones: [0.5, 0.75] -> [0.5]", "seed: 0 -> 7"]
+
+
+def test_flat_keys_are_those_of_the_flags() -> None:
+    flat = flatten(to_dict(Config()))
+    assert flat["pcl.num_peers"] == 3
+    assert flat["data.dataset"] == "cifar10"
+    assert flat["seed"] == 0
+    assert not any(isinstance(value, dict) for value in flat.values())

@@ -1,0 +1,164 @@
+"""Accuracies and running means against numpy and against hand arithmetic."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pcl_fast import metrics
+from pcl_fast.contract import EvalBatch, PeerOutputs
+from pcl_fast.metrics import RunningMeans, measure_heads
+
+IMAGES, CLASSES, PEERS = 103, 12, 3
+
+
+class TableLoader:
+    """Batches of 16 and a last one of 7; an "image" carries its number, by which its logits are looked up."""
+
+    num_samples = IMAGES
+
+    def __init__(self, labels_N: Tensor) -> None:
+        self.labels_N = labels_N
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        numbers_N = torch.arange(IMAGES, dtype=torch.float32)
+        for begin in range(0, IMAGES, 16):
+            numbers_B = numbers_N[begin : begin + 16]
+            yield EvalBatch(numbers_B[:, None, None, None], self.labels_N[begin : begin + 16])
+
+
+@pytest.fixture
+def logits_HNC() -> Tensor:
+    return 3 * torch.randn(PEERS + 1, IMAGES, CLASSES)
+
+
+@pytest.fixture
+def labels_N() -> Tensor:
+    return torch.randint(CLASSES, (IMAGES,))
+
+
+def measure(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> dict[str, metrics.Accuracy]:
+    def predict(views_VBCHW: Tensor) -> PeerOutputs:
+        assert views_VBCHW.shape[0] == 1, "one view, shared by all peers"
+        numbers_B = views_VBCHW[0, :, 0, 0, 0].long()
+        heads_HBC = logits_HNC[:, numbers_B]
+        return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS] if ensemble else None)
+
+    return measure_heads(predict, TableLoader(labels_N), ("peer", "ensemble"))
+
+
+def by_numpy(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, float]:
+    """Top-1, top-5 and cross-entropy over all images at once, in float64."""
+    scores, labels = logits_NC.numpy().astype(np.float64), labels_N.numpy()
+    own = scores[np.arange(len(labels)), labels]
+    rank = (scores > own[:, None]).sum(1)
+    shifted = scores - scores.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) + scores.max(1) - own
+    return 100 * (rank < 1).mean(), 100 * (rank < 5).mean(), losses.mean()
+
+
+def test_every_head_equals_numpy_though_the_last_batch_is_short(
+    logits_HNC: Tensor, labels_N: Tensor
+) -> None:
+    heads = measure(logits_HNC, labels_N)
+    assert list(heads) == ["peer1", "peer2", "peer3", "ensemble"]
+    for head, logits_NC in zip(heads.values(), logits_HNC, strict=True):
+        top1, top5, loss = by_numpy(logits_NC, labels_N)
+        assert (head.top1, head.top5) == (pytest.approx(top1, rel=1e-15), pytest.approx(top5, rel=1e-15))
+        assert head.loss == pytest.approx(loss, rel=1e-6)
+        assert head.images == IMAGES
+        assert 0 < head.top1 < head.top5 < 100
+
+
+def test_without_an_ensemble_there_are_peers_only(logits_HNC: Tensor, labels_N: Tensor) -> None:
+    heads = measure(logits_HNC, labels_N, ensemble=False)
+    assert list(heads) == ["peer1", "peer2", "peer3"]
+    assert heads["peer2"] == measure(logits_HNC, labels_N)["peer2"]
+
+
+def test_perfect_and_hopeless_predictions(labels_N: Tensor) -> None:
+    perfect_NC = 100.0 * torch.nn.functional.one_hot(labels_N, CLASSES)
+    heads = measure(torch.stack([perfect_NC, -perfect_NC, perfect_NC, -perfect_NC]), labels_N)
+    assert (heads["peer1"].top1, heads["peer1"].top5) == (100.0, 100.0)
+    assert (heads["peer2"].top1, heads["peer2"].top5) == (0.0, 0.0)
+    assert heads["ensemble"].loss == pytest.approx(100 + np.log(CLASSES - 1), rel=1e-6)
+
+
+def test_with_fewer_than_five_classes_top5_is_all_of_them() -> None:
+    labels_N = torch.randint(3, (IMAGES,))
+    heads = measure(torch.randn(PEERS + 1, IMAGES, 3), labels_N)
+    assert all(head.top5 == 100.0 for head in heads.values())
+
+
+def test_evaluation_can_be_stopped_before_any_batch(logits_HNC: Tensor, labels_N: Tensor) -> None:
+    asked = 0
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise InterruptedError
+
+    seen: list[int] = []
+
+    def predict(views_VBCHW: Tensor) -> PeerOutputs:
+        seen.append(views_VBCHW.shape[1])
+        return PeerOutputs(logits_HNC[:, :16], logits_HNC[:, :16], None)
+
+    with pytest.raises(InterruptedError):
+        measure_heads(predict, TableLoader(labels_N), ("peer", "ensemble"), stop)
+    assert seen == [16, 16]
+
+
+def test_running_means_weigh_batches_by_their_size() -> None:
+    means = RunningMeans(2, torch.device("cpu"))
+    means.add(torch.tensor([10.0, 1.0]), 16)
+    means.add(torch.tensor([2.0, 7.0]), 4)
+    assert means.means() == [12 / 20, 8 / 20]
+    means.reset()
+    assert means.means() == [0.0, 0.0]
+    means.add(torch.tensor([3.0, 6.0]), 3)
+    assert means.means() == [1.0, 2.0]
+
+
+def test_running_means_are_sums_in_double_precision() -> None:
+    means = RunningMeans(1, torch.device("cpu"))
+    means.add(torch.tensor([2.0**24]), 1)
+    for _ in range(3):
+        means.add(torch.tensor([1.0]), 1)  # would be lost in float32
+    assert means.means() == [(2**24 + 3) / 4]
+
+
+def test_saved_means_go_on_in_the_same_bits() -> None:
+    values = torch.rand(10, 3)
+    straight, first, second = (RunningMeans(3, torch.device("cpu")) for _ in range(3))
+    for row in values:
+        straight.add(row, 7)
+    for row in values[:4]:
+        first.add(row, 7)
+    saved = first.state_dict()
+    first.add(values[0], 7)  # what is saved does not follow
+    second.load_state_dict(saved)
+    for row in values[4:]:
+        second.add(row, 7)
+    assert second.means() == straight.means()
+
+
+def test_the_rate_counts_what_this_process_did_since_the_last_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 50.0
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
+    means = RunningMeans(1, torch.device("cpu"))
+    means.add(torch.zeros(1), 60)
+    now += 3
+    assert means.rate() == 20.0
+    means.restart_clock()  # after an evaluation
+    means.add(torch.zeros(1), 60)
+    now += 2
+    assert means.rate() == 30.0
+    resumed = RunningMeans(1, torch.device("cpu"))
+    resumed.load_state_dict(means.state_dict())
+    resumed.add(torch.zeros(1), 8)
+    now += 4
+    assert resumed.rate() == 2.0
