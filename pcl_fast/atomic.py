@@ -3,12 +3,12 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Generator[Path, None, None]:
     """Yield a temporary path in the folder of `path`; on success it becomes `path`.
 
     The data and the folder entry are on the disk when the block ends. If the block raises, or the

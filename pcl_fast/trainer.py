@@ -125,15 +125,15 @@ class Trainer:
 
     def _moment(self, epoch: int, step: int | None = None) -> Moment:
         """The schedules at the next step of an epoch, or at a given one."""
-        step = self.steps_done + 1 if step is None else step
+        at = self.steps_done + 1 if step is None else step
         optim, pcl = self.config.optim, self.config.pcl
         assert pcl.rampup_epochs is not None, "the configuration is resolved"
         epochs = self.config.train.epochs
         return Moment(
-            step=step,
+            step=at,
             lr=learning_rate(optim.lr, epoch, epochs, optim.milestones, optim.gamma),
             distill_weight=rampup_weight(epoch, pcl.distill_weight, pcl.rampup_epochs),
-            ema_coefficient=ema_coefficient(step, pcl.ema_decay),
+            ema_coefficient=ema_coefficient(at, pcl.ema_decay),
         )
 
     def _describe(self, running: RunningMeans, moment: Moment, epoch: int) -> Record:

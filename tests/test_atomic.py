@@ -50,9 +50,14 @@ def test_an_exception_leaves_the_old_file_and_no_temporary(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic.replacing(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise error
+
+    def fail() -> None:
+        with atomic.replacing(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        fail()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 

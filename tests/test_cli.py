@@ -11,9 +11,22 @@ from pcl_fast.errors import Preempted
 from pcl_fast.presets import preset_names
 
 SYNTHETIC = [
-    *("train", "cifar10-resnet32-vanilla", "--model", "resnet8", "--data.backend", "synthetic"),
-    *("--data.subset", "32", "--train.batch-size", "8", "--device", "cpu", "--amp.dtype", "float32"),
-    *("--run-dir", "run"),
+    "train",
+    "cifar10-resnet32-vanilla",
+    "--model",
+    "resnet8",
+    "--data.backend",
+    "synthetic",
+    "--data.subset",
+    "32",
+    "--train.batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--amp.dtype",
+    "float32",
+    "--run-dir",
+    "run",
 ]
 
 

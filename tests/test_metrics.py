@@ -59,9 +59,7 @@ def by_numpy(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, float]:
     return 100 * (rank < 1).mean(), 100 * (rank < 5).mean(), losses.mean()
 
 
-def test_every_head_equals_numpy_though_the_last_batch_is_short(
-    logits_HNC: Tensor, labels_N: Tensor
-) -> None:
+def test_every_head_equals_numpy_though_the_last_batch_is_short(logits_HNC: Tensor, labels_N: Tensor) -> None:
     heads = measure(logits_HNC, labels_N)
     assert list(heads) == ["peer1", "peer2", "peer3", "ensemble"]
     for head, logits_NC in zip(heads.values(), logits_HNC, strict=True):

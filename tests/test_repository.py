@@ -123,6 +123,7 @@ def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return length
 
 
+@pytest.mark.timeout(180)  # every module and its libraries, from cold, on a busy machine
 def test_importing_has_no_side_effects(tmp_path: Path) -> None:
     home, work, temporary = (tmp_path / name for name in ("home", "work", "temporary"))
     for folder in (home, work, temporary):

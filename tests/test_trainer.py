@@ -241,6 +241,6 @@ def test_every_sample_is_used_once_an_epoch(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     Trainer(config, dataclasses.replace(data, train=Noting()), folder, []).run()
     for epoch in range(EPOCHS):
-        ids = sum(used[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH], [])
-        assert sorted(ids) == list(range(32))
+        batches = used[epoch * STEPS_PER_EPOCH : (epoch + 1) * STEPS_PER_EPOCH]
+        assert sorted(sample for batch in batches for sample in batch) == list(range(32))
     assert used[:STEPS_PER_EPOCH] != used[STEPS_PER_EPOCH:]

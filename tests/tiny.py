@@ -42,9 +42,8 @@ def tiny_config(**changes: Any) -> Config:
         amp=AmpConfig(dtype="float32"),
     )
     for key, value in changes.items():
-        if isinstance(value, dict):
-            value = dataclasses.replace(getattr(config, key), **value)
-        config = dataclasses.replace(config, **{key: value})
+        changed = dataclasses.replace(getattr(config, key), **value) if isinstance(value, dict) else value
+        config = dataclasses.replace(config, **{key: changed})
     return resolve(config)
 
 

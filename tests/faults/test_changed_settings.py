@@ -110,7 +110,10 @@ def test_a_second_process_is_refused_naming_the_first(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_save_are_cleared_on_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    leftovers = [run / ".model.safetensors.0a1b2c3d.part", run / "checkpoints" / ".step-00000004.pt.00000000.part"]
+    leftovers = [
+        run / ".model.safetensors.0a1b2c3d.part",
+        run / "checkpoints" / ".step-00000004.pt.00000000.part",
+    ]
     for path in leftovers:
         path.write_bytes(b"half")
     (run / "notes.part").write_text("a user's own file")

@@ -14,8 +14,8 @@ from tests.tiny import (
     assert_same_run,
     files_limited_to,
     newest_checkpoint,
-    tiny_config,
     timeless,
+    tiny_config,
     train,
 )
 
@@ -73,7 +73,9 @@ def test_training_goes_on_and_the_previous_checkpoints_stay(tmp_path: Path) -> N
 
 def test_a_run_that_cannot_save_its_end_says_so_and_can_go_on(straight: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(PclError, match=r"could not save after step 8 .* last checkpoint is .*step-00000004\.pt"):
+    with pytest.raises(
+        PclError, match=r"could not save after step 8 .* last checkpoint is .*step-00000004\.pt"
+    ):
         train(run, sinks=[DiskFull(5, 100)])
     assert names(run) == ["step-00000004.pt"]
     train(run)

@@ -9,7 +9,15 @@ import torch
 from pcl_fast.errors import DivergedError, Preempted
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.trainer import Trainer
-from tests.tiny import Damaging, SignalAtStep, assert_bitwise_equal, newest_checkpoint, tiny_config, tiny_data, train
+from tests.tiny import (
+    Damaging,
+    SignalAtStep,
+    assert_bitwise_equal,
+    newest_checkpoint,
+    tiny_config,
+    tiny_data,
+    train,
+)
 
 
 def test_a_nan_in_one_view_names_step_peer_and_term(tmp_path: Path) -> None:
