@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from pcl_fast import atomic
 from pcl_fast.sinks.base import Record, RunInfo
 from pcl_fast.sinks.jsonl import read_records
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 REDRAW_SECONDS = 60.0
 
@@ -22,6 +23,8 @@ def draw_curves(
     Left the test accuracy of each run's headline results (and thin, its other heads if it is alone),
     right the loss terms of each kind.
     """
+    from matplotlib.figure import Figure  # its first import writes a cache of fonts
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     accuracy, losses = figure.subplots(1, 2)
     for title, records in runs.items():
@@ -42,7 +45,7 @@ def draw_curves(
 
 
 def _draw_accuracy(
-    axes: Axes, title: str, epochs: list[Record], headline: Mapping[str, str], *, alone: bool
+    axes: "Axes", title: str, epochs: list[Record], headline: Mapping[str, str], *, alone: bool
 ) -> None:
     measured = [record for record in epochs if "val" in record]
     if not measured:
@@ -59,7 +62,7 @@ def _draw_accuracy(
         axes.plot(at, [r["val"][head]["top1"] for r in measured], marker, linewidth=2, label=shown)
 
 
-def _draw_losses(axes: Axes, title: str, epochs: list[Record]) -> None:
+def _draw_losses(axes: "Axes", title: str, epochs: list[Record]) -> None:
     """One curve for each kind of term (`ce`, `pe`, `pm`): the mean over its peers."""
     kinds = dict.fromkeys(name.split("/")[0] for record in epochs for name in record["terms"])
     at = [record["epoch"] + 1 for record in epochs]
