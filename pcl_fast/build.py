@@ -20,6 +20,8 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
     The caller's random state is left as it was.
     """
     backbone = find_backbone(config.model, config.split)
+    trunk_views = config.pcl.trunk_views
+    assert trunk_views != "auto", "the configuration is resolved"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PeerNetwork(
@@ -28,7 +30,8 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
             objective.num_peers,
             ensemble=objective.has_ensemble,
             bn_views=config.pcl.bn_views,
-            trunk_views=config.pcl.trunk_views,
+            trunk_views=trunk_views,
+            kernels=config.kernels == "auto",
         )
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 

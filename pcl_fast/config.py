@@ -66,8 +66,9 @@ class PclConfig:
     are copied or averaged, and the teachers run in eval mode."""
     bn_views: Literal["per_view", "joint"] = "per_view"
     """The trunk's BatchNorm sees one view at a time, or all views of a batch at once."""
-    trunk_views: Literal["batched", "loop"] = "batched"
-    """How the trunk runs the views: as one batch, or view by view. The results are the same."""
+    trunk_views: Literal["auto", "batched", "loop"] = "auto"
+    """How the trunk runs the views: as one batch, or view by view. The results are the same; auto is view
+    by view on the CPU, whose caches then hold more, and as one batch elsewhere."""
     view_per_peer: bool = True
     """Augment every sample once per peer; otherwise all peers share one view (the paper's ablation)."""
     detach_ensemble: bool = True
@@ -173,6 +174,8 @@ class Config:
     """Memory layout of images and weights; auto follows the precision on the CPU, and is on elsewhere."""
     compile: bool = False
     """Compile the network with torch.compile (the first step then takes minutes on a CPU)."""
+    kernels: Literal["auto", "off"] = "auto"
+    """Our own kernels, where they fit and can be built; or torch's alone."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     deterministic: bool = False

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from pcl_fast.config import MAX_PEERS
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.errors import ConfigError
+from pcl_fast.models.fast_conv import convert_convs
+from pcl_fast.models.fuse import fuse_norms
 from pcl_fast.models.split import split_network
-from pcl_fast.models.view_norm import convert_batch_norm, set_num_views
+from pcl_fast.models.view_norm import allow_kernel, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
 
 
@@ -37,6 +39,7 @@ class PeerNetwork(nn.Module):
         ensemble: bool = True,
         bn_views: Literal["per_view", "joint"] = "per_view",
         trunk_views: Literal["batched", "loop"] = "batched",
+        kernels: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= num_peers <= MAX_PEERS:
@@ -45,26 +48,35 @@ class PeerNetwork(nn.Module):
             raise ConfigError(
                 "trunk_views 'loop' sees one view at a time; with bn_views 'joint' use 'batched'."
             )
-        parts = [
+        peers = [
             split_network(backbone.build(num_classes), backbone.split, backbone.features_at)
             for _ in range(num_peers)
         ]
         self.backbone, self.num_classes, self.num_peers = backbone, num_classes, num_peers
-        self.feature_dim = parts[0].feature_dim
-        self._backbone_keys = parts[0].keys
-        self.trunk = parts[0].trunk
-        self.branches = nn.ModuleList(part.body for part in parts)
-        self.classifiers = nn.ModuleList(part.classifier for part in parts)
+        self.feature_dim = peers[0].feature_dim
+        self._backbone_keys = peers[0].keys
+        self.trunk = peers[0].trunk
+        self.branches = nn.ModuleList(peer.body for peer in peers)
+        self.classifiers = nn.ModuleList(peer.classifier for peer in peers)
         self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes) if ensemble else None
         self.trunk_views = trunk_views
-        self._views_set = num_peers
-        if bn_views == "per_view" and trunk_views == "batched" and not convert_batch_norm(self.trunk):
-            warnings.warn(
-                f"{backbone.name}: a layer of the trunk mixes views; it runs view by view.",
-                stacklevel=2,
-            )
+        self._rewrite(bn_views, kernels)
+
+    def _rewrite(self, bn_views: str, kernels: bool) -> None:
+        """Put our layers in the place of torch's, where the views or the kernels want that."""
+        parts = (self.trunk, *self.branches)
+        converted = [convert_batch_norm(part) for part in parts]
+        if bn_views == "per_view" and self.trunk_views == "batched" and not converted[0]:
+            name = self.backbone.name
+            warnings.warn(f"{name}: a layer of the trunk mixes views; it runs view by view.", stacklevel=3)
             self.trunk_views = "loop"
-        set_num_views(self.trunk, num_peers)
+        self._views_apart = bn_views == "per_view" and self.trunk_views == "batched"
+        self._views_set = 1
+        for part in parts:
+            fuse_norms(part)
+            allow_kernel(part, kernels)
+            if kernels:
+                convert_convs(part)
 
     def forward(self, views_VBCHW: Tensor) -> PeerOutputs:
         """Run every peer on its view (V = num_peers) or all on the same one (V = 1)."""
@@ -87,7 +99,7 @@ class PeerNetwork(nn.Module):
         if self.trunk_views == "loop":
             return [self.trunk(view) for view in views_VBCHW]
         num_views, batch = views_VBCHW.shape[:2]
-        if self.trunk.training and num_views != self._views_set:
+        if self._views_apart and self.trunk.training and num_views != self._views_set:
             set_num_views(self.trunk, num_views)
             self._views_set = num_views
         # split, not unbind: its backward is a concatenation that keeps channels-last.

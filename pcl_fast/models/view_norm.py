@@ -1,12 +1,13 @@
 """BatchNorm that sees one view at a time, while the trunk runs all views as one batch.
 
 Input [V * B, C, H, W], view after view. Each view is normalised by its own mean and variance, and the
-running statistics take V momentum updates a step, in view order: what V calls of nn.BatchNorm2d do.
+running statistics take V momentum updates a step, in view order: what V calls of nn.BatchNorm2d do. The
+addition of a residual and the ReLU that often follow can be part of the call.
 
-Two ways, equal in value and gradients. Eager: torch's own kernel on one view after the other, written into
-slices of one output, which spares the forward pass a concatenation; backward, each view's gradient is copied
-into place once. Compiled: a formula in plain operations, which the compiler fuses; eager it is many times
-slower.
+Three ways, equal in value and gradients. On the CPU, where it fits: our kernel (`kernels.norm_act`), all in
+one. Eager elsewhere: torch's own kernel on one view after the other, written into slices of one output,
+which spares the forward pass a concatenation; backward, each view's gradient is copied into place once.
+Compiled: a formula in plain operations, which the compiler fuses; eager it is many times slower.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from pcl_fast.errors import ConfigError
+from pcl_fast.kernels.norm_act import NormState, norm_act, takes
 
 aten = torch.ops.aten
 
@@ -25,11 +27,13 @@ aten = torch.ops.aten
 class ViewBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d over `num_views` views stacked along the batch, each by its own statistics.
 
-    With one view, and in eval mode, it is nn.BatchNorm2d to the bit. Its state dict is the same.
-    Raises ConfigError where a view holds a single value a channel, which has no variance.
+    Its state dict is the same. `use_kernel` permits our kernel; without it, with one view, and in eval
+    mode, it is nn.BatchNorm2d to the bit. Raises ConfigError where a view holds a single value a channel,
+    which has no variance.
     """
 
     num_views: int = 1
+    use_kernel: bool = False
 
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
@@ -40,19 +44,38 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         layer.num_batches_tracked = norm.num_batches_tracked
         return layer.train(norm.training)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [V * B, C, H, W]."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Normalise [V * B, C, H, W]; then add `residual` of the same shape, and cut off below zero."""
+        eager_training = self.training and not torch.compiler.is_compiling()
+        if eager_training and self.use_kernel and takes(input, self.weight, residual):
+            self._count_views(input)
+            return norm_act(input, self._state(), residual, relu, self.num_views)
+        out = self._normalise(input)
+        if residual is not None:
+            out = out + residual
+        return out.relu_() if relu else out
+
+    def _normalise(self, input: Tensor) -> Tensor:
         if not self.training or self.num_views == 1:
             return super().forward(input)
-        values = input.numel() // (self.num_views * self.num_features)
-        if values < 2:
-            raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(self.num_views)
+        self._count_views(input)
         if torch.compiler.is_compiling() or not _has_kernel(input, self.weight):
             return normalise_by_formula(input, self)
         settings = (self.running_mean, self.running_var, self.momentum, self.eps, self.num_views)
         return _NormaliseSlices.apply(input, self.weight, self.bias, settings)  # pyright: ignore
+
+    def _count_views(self, input: Tensor) -> None:
+        if input.numel() < 2 * self.num_views * self.num_features:
+            raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(self.num_views)
+
+    def _state(self) -> NormState:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        buffers = self.running_mean, self.running_var
+        return NormState(self.weight, self.bias, *buffers, self.momentum, self.eps)
 
 
 class ViewBatchNormAct2d(ViewBatchNorm2d):
@@ -175,6 +198,13 @@ def set_num_views(module: nn.Module, num_views: int) -> None:
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm2d):
             layer.num_views = num_views
+
+
+def allow_kernel(module: nn.Module, allowed: bool) -> None:
+    """Let the per-view layers in `module` use our kernel where it fits, or forbid it."""
+    for layer in module.modules():
+        if isinstance(layer, ViewBatchNorm2d):
+            layer.use_kernel = allowed
 
 
 def _mixes_views(layer: nn.Module) -> bool:

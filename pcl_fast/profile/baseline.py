@@ -24,7 +24,12 @@ class BaselineStep:
     def __init__(self, config: Config) -> None:
         pcl = dataclasses.replace(config.pcl, trunk_views="loop")
         self.config = dataclasses.replace(
-            config, pcl=pcl, amp=AmpConfig(dtype="float32"), channels_last="off", compile=False
+            config,
+            pcl=pcl,
+            amp=AmpConfig(dtype="float32"),
+            channels_last="off",
+            kernels="off",
+            compile=False,
         )
         self.network = build_network(self.config, make_objective(self.config)).to(config.device).train()
         self.teacher = copy.deepcopy(self.network).requires_grad_(False)

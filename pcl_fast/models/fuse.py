@@ -1,0 +1,66 @@
+"""Fuse BatchNorm with the addition and the ReLU behind it, in networks traced by torch.fx."""
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from pcl_fast.models.view_norm import ViewBatchNorm2d
+
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+RELUS = (F.relu, torch.relu, "relu", "relu_")
+
+
+def fuse_norms(part: fx.GraphModule) -> int:
+    """Rewrite relu(norm(x)) and relu(norm(x) + residual) as one call of the layer; how many there were.
+
+    Only where nothing else sees the values in between. The layers, their names and the results stay.
+    """
+    fused = 0
+    for node in list(part.graph.nodes):
+        if not _is_relu(part, node) or not isinstance(inner := node.args[0], fx.Node):
+            continue
+        call = _norm_behind(part, inner)
+        if call is None:
+            continue
+        norm, options = call
+        with part.graph.inserting_before(inner):
+            whole = part.graph.call_module(str(norm.target), norm.args, options | {"relu": True})
+        node.replace_all_uses_with(whole)
+        for old in dict.fromkeys((node, inner, norm)):
+            part.graph.erase_node(old)
+        fused += 1
+    part.delete_all_unused_submodules()
+    part.graph.lint()
+    part.recompile()
+    return fused
+
+
+def _norm_behind(part: fx.GraphModule, inner: fx.Node) -> tuple[fx.Node, dict[str, Any]] | None:
+    """The norm whose output, perhaps with a residual added, `inner` is; and the residual."""
+    if len(inner.users) != 1:
+        return None
+    if _is_norm(part, inner):
+        return inner, {}
+    if inner.target not in ADDITIONS or inner.kwargs or len(inner.args) != 2:
+        return None
+    for norm, residual in (inner.args, inner.args[::-1]):
+        # The norm moves to the place of the addition: nothing in between may change its input.
+        unseen = _is_norm(part, norm) and len(norm.users) == 1 and len(norm.all_input_nodes[0].users) == 1
+        if unseen and isinstance(residual, fx.Node):
+            return norm, {"residual": residual}
+    return None
+
+
+def _is_norm(part: fx.GraphModule, node: Any) -> bool:
+    if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:
+        return False
+    return type(part.get_submodule(str(node.target))) is ViewBatchNorm2d
+
+
+def _is_relu(part: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(part.get_submodule(str(node.target))) is nn.ReLU
+    return node.op in ("call_function", "call_method") and node.target in RELUS
