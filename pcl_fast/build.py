@@ -20,8 +20,6 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
     The caller's random state is left as it was.
     """
     backbone = find_backbone(config.model, config.split)
-    trunk_views = config.pcl.trunk_views
-    assert trunk_views != "auto", "the configuration is resolved"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PeerNetwork(
@@ -30,9 +28,10 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
             objective.num_peers,
             ensemble=objective.has_ensemble,
             bn_views=config.pcl.bn_views,
-            trunk_views=trunk_views,
-            kernels=config.kernels == "auto",
+            trunk_views=config.pcl.trunk_views,
         )
+    if config.kernels == "auto" and not config.compile:
+        network.use_kernels()
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
 

@@ -66,9 +66,8 @@ class PclConfig:
     are copied or averaged, and the teachers run in eval mode."""
     bn_views: Literal["per_view", "joint"] = "per_view"
     """The trunk's BatchNorm sees one view at a time, or all views of a batch at once."""
-    trunk_views: Literal["auto", "batched", "loop"] = "auto"
-    """How the trunk runs the views: as one batch, or view by view. The results are the same; auto is view
-    by view on the CPU, whose caches then hold more, and as one batch elsewhere."""
+    trunk_views: Literal["batched", "loop"] = "batched"
+    """How the trunk runs the views: as one batch, or view by view. The results are the same."""
     view_per_peer: bool = True
     """Augment every sample once per peer; otherwise all peers share one view (the paper's ablation)."""
     detach_ensemble: bool = True

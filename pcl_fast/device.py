@@ -23,9 +23,6 @@ def resolve(config: Config) -> Config:
     layout = config.channels_last
     if layout == "auto":
         layout = "on" if device.type != "cpu" or dtype == "bfloat16" else "off"
-    trunk = config.pcl.trunk_views
-    if trunk == "auto":
-        trunk = "loop" if device.type == "cpu" and config.pcl.bn_views == "per_view" else "batched"
     alpha = config.pcl.rampup_epochs
     if alpha is None:
         alpha = round(config.pcl.rampup_share * config.train.epochs, 6)
@@ -34,7 +31,7 @@ def resolve(config: Config) -> Config:
         device=str(device),
         amp=AmpConfig(dtype=dtype),
         channels_last=layout,
-        pcl=dataclasses.replace(config.pcl, rampup_epochs=alpha, trunk_views=trunk),
+        pcl=dataclasses.replace(config.pcl, rampup_epochs=alpha),
     )
 
 

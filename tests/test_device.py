@@ -41,7 +41,6 @@ def test_the_processor_decides_what_auto_precision_is(
 def test_nothing_is_left_open_and_resolving_again_changes_nothing() -> None:
     config = resolve(Config(device="cpu", train=TrainConfig(epochs=7)))
     assert "auto" not in (config.device, config.amp.dtype, config.channels_last)
-    assert config.pcl.trunk_views == "loop"
     assert config.pcl.rampup_epochs == pytest.approx(7 * 80 / 300, abs=1e-6)
     assert resolve(config) == config
 
@@ -51,13 +50,9 @@ def test_what_was_given_is_kept() -> None:
         device="cpu",
         amp=AmpConfig(dtype="bfloat16"),
         channels_last="off",
-        pcl=PclConfig(rampup_epochs=0.0, num_peers=5, trunk_views="batched"),
+        pcl=PclConfig(rampup_epochs=0.0, num_peers=5),
     )
     assert resolve(given) == given
-
-
-def test_joint_statistics_need_the_views_in_one_batch() -> None:
-    assert resolve(Config(device="cpu", pcl=PclConfig(bn_views="joint"))).pcl.trunk_views == "batched"
 
 
 @pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")

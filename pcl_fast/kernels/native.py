@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU: compiled once for this processor, kept in the user's cache folder, loaded by ctypes."""
+"""C++ kernels for the CPU: compiled once for this processor, kept in a cache folder, loaded by ctypes."""
 
 import ctypes
 import functools
@@ -23,7 +23,7 @@ class KernelUnavailableError(Exception):
 
 @functools.cache
 def load(name: str) -> ctypes.CDLL:
-    """The library of `NAME.cpp` beside this file. KernelUnavailableError if it cannot be compiled or loaded."""
+    """The library of `NAME.cpp` beside this file; KernelUnavailableError if there is no way to it."""
     source = Path(__file__).with_name(f"{name}.cpp")
     try:
         library = library_path(source)
@@ -55,7 +55,8 @@ def why_unavailable(name: str) -> str | None:
 def library_path(source: Path) -> Path:
     """Where the library lies: one for each version of the source, the compiler and the processor."""
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=False).stdout
-    ingredients = (source.read_text(), *FLAGS, *SHARED, version, _processor())
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    ingredients = (*texts, *FLAGS, *SHARED, version, _processor())
     digest = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:16]
     return cache_folder() / f"{source.stem}-{digest}.so"
 

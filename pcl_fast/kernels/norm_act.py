@@ -18,8 +18,8 @@ from pcl_fast.kernels import native
 LANES = 16
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
-POINTER, SIZES = ctypes.c_void_p, (ctypes.c_long,) * 2
-FORWARD = (*(POINTER,) * 9, *SIZES, ctypes.c_double, ctypes.c_double, ctypes.c_int, ctypes.c_int)
+POINTER, SIZES = ctypes.c_void_p, (ctypes.c_long,) * 3
+FORWARD = (*(POINTER,) * 9, ctypes.c_double, ctypes.c_double, *SIZES, ctypes.c_int, ctypes.c_int)
 BACKWARD = (*(POINTER,) * 10, *SIZES, ctypes.c_int)
 
 
@@ -70,12 +70,14 @@ def _fits(x: Tensor) -> bool:
     return known and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def pointers(*tensors: Tensor | None) -> list[int | None]:
+    """Where the tensors begin, null for None."""
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
 
-def _split(tensor: Tensor | None, views: int) -> tuple[Tensor | None, ...]:
-    return (None,) * views if tensor is None else tensor.chunk(views)
+def sum_views(gradients: Tensor) -> Tensor:
+    """The sum of [V, ...] over the views."""
+    return gradients[0] if len(gradients) == 1 else gradients.sum(0)
 
 
 class _NormAct(torch.autograd.Function):
@@ -88,22 +90,20 @@ class _NormAct(torch.autograd.Function):
         y, mean_VC = torch.empty_like(x), weight.new_empty(views, channels)
         invstd_VC = torch.empty_like(mean_VC)
         run = native.function("norm_act", f"norm_act_forward_{SUFFIXES[x.dtype]}", FORWARD)
-        rows = x.numel() // channels // views
-        numbers = (rows, channels, state.eps, state.momentum, relu, torch.get_num_threads())
-        kept = (weight, bias, state.running_mean, state.running_var)
-        parts = zip(*(_split(tensor, views) for tensor in (x, residual, y)), mean_VC, invstd_VC, strict=True)
-        for of_x, of_residual, of_y, mean_C, invstd_C in parts:
-            tensors = (of_x, of_residual, of_y, *kept, mean_C, invstd_C)
-            run(*map(_pointer, tensors), *numbers)
+        kept = (weight, bias, state.running_mean, state.running_var, mean_VC, invstd_VC)
+        sizes = (views, x.numel() // channels // views, channels)
+        run(
+            *pointers(x, residual, y, *kept), state.eps, state.momentum, *sizes, relu, torch.get_num_threads()
+        )
         ctx.save_for_backward(x, y if relu else None, weight, mean_VC, invstd_VC)
-        ctx.views, ctx.has_residual = views, residual is not None
+        ctx.has_residual = residual is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         x, y, weight, mean_VC, invstd_VC = ctx.saved_tensors
-        views, channels = ctx.views, x.shape[1]
+        views, channels = mean_VC.shape
         grad_y = grad_y.to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x)
         # Without a ReLU the residual's gradient is y's own.
@@ -112,10 +112,7 @@ class _NormAct(torch.autograd.Function):
         grad_weight_VC, grad_bias_VC = torch.empty_like(mean_VC), torch.empty_like(mean_VC)
         run = native.function("norm_act", f"norm_act_backward_{SUFFIXES[x.dtype]}", BACKWARD)
         big = (grad_y, x, y, grad_x, grad_residual if masked else None)
-        small = (mean_VC, invstd_VC, grad_weight_VC, grad_bias_VC)
-        for *parts, mean_C, invstd_C, grad_weight_C, grad_bias_C in zip(
-            *(_split(tensor, views) for tensor in big), *small, strict=True
-        ):
-            tensors = (*parts, weight, mean_C, invstd_C, grad_weight_C, grad_bias_C)
-            run(*map(_pointer, tensors), x.numel() // channels // views, channels, torch.get_num_threads())
-        return grad_x, grad_weight_VC.sum(0), grad_bias_VC.sum(0), grad_residual, None
+        sizes = (views, x.numel() // channels // views, channels)
+        small = (weight, mean_VC, invstd_VC, grad_weight_VC, grad_bias_VC)
+        run(*pointers(*big, *small), *sizes, torch.get_num_threads())
+        return grad_x, sum_views(grad_weight_VC), sum_views(grad_bias_VC), grad_residual, None

@@ -1,12 +1,14 @@
-"""Fuse BatchNorm with the addition and the ReLU behind it, in networks traced by torch.fx."""
+"""Fuse BatchNorm with the convolution before it and the addition and ReLU behind it, in torch.fx graphs."""
 
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from pcl_fast.kernels import conv_norm
 from pcl_fast.models.view_norm import ViewBatchNorm2d
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -38,6 +40,35 @@ def fuse_norms(part: fx.GraphModule) -> int:
     return fused
 
 
+def attach_convolutions(part: fx.GraphModule) -> int:
+    """Let each norm call the convolution before it, where our kernel knows both; how many there were.
+
+    Only where nothing else sees the value in between, and both are called once. Names and results stay.
+    """
+    calls = Counter(str(node.target) for node in part.graph.nodes if node.op == "call_module")
+    attached = 0
+    for node in list(part.graph.nodes):
+        if not _is_norm(part, node, kwargs_too=True) or len((conv := node.args[0]).users) != 1:
+            continue
+        once = conv.op == "call_module" and calls[str(conv.target)] == calls[str(node.target)] == 1
+        layer = part.get_submodule(str(conv.target)) if once else None
+        if isinstance(layer, nn.Conv2d) and _kernel_knows(layer):
+            part.get_submodule(str(node.target)).conv = (layer,)  # pyright: ignore[reportArgumentType]
+            node.args = conv.args
+            part.graph.erase_node(conv)
+            attached += 1
+    part.graph.lint()
+    part.recompile()
+    return attached
+
+
+def _kernel_knows(conv: nn.Conv2d) -> bool:
+    shape = (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is None
+    padded = conv.padding in ((1, 1), "same") and conv.padding_mode == "zeros"
+    return shape and plain and padded and conv_norm.fits(conv.in_channels, conv.out_channels)
+
+
 def _norm_behind(part: fx.GraphModule, inner: fx.Node) -> tuple[fx.Node, dict[str, Any]] | None:
     """The norm whose output, perhaps with a residual added, `inner` is; and the residual."""
     if len(inner.users) != 1:
@@ -46,16 +77,19 @@ def _norm_behind(part: fx.GraphModule, inner: fx.Node) -> tuple[fx.Node, dict[st
         return inner, {}
     if inner.target not in ADDITIONS or inner.kwargs or len(inner.args) != 2:
         return None
-    for norm, residual in (inner.args, inner.args[::-1]):
+    first, second = inner.args
+    for norm, residual in ((first, second), (second, first)):
+        if not isinstance(norm, fx.Node) or not isinstance(residual, fx.Node):
+            continue
         # The norm moves to the place of the addition: nothing in between may change its input.
         unseen = _is_norm(part, norm) and len(norm.users) == 1 and len(norm.all_input_nodes[0].users) == 1
-        if unseen and isinstance(residual, fx.Node):
+        if unseen:
             return norm, {"residual": residual}
     return None
 
 
-def _is_norm(part: fx.GraphModule, node: Any) -> bool:
-    if not isinstance(node, fx.Node) or node.op != "call_module" or node.kwargs:
+def _is_norm(part: fx.GraphModule, node: Any, kwargs_too: bool = False) -> bool:
+    if not isinstance(node, fx.Node) or node.op != "call_module" or (node.kwargs and not kwargs_too):
         return False
     return type(part.get_submodule(str(node.target))) is ViewBatchNorm2d
 

@@ -4,15 +4,14 @@ import warnings
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from pcl_fast.config import MAX_PEERS
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.errors import ConfigError
-from pcl_fast.models.fast_conv import convert_convs
-from pcl_fast.models.fuse import fuse_norms
+from pcl_fast.models.fuse import attach_convolutions, fuse_norms
 from pcl_fast.models.split import split_network
-from pcl_fast.models.view_norm import allow_kernel, convert_batch_norm, set_num_views
+from pcl_fast.models.view_norm import allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
 
 
@@ -39,7 +38,6 @@ class PeerNetwork(nn.Module):
         ensemble: bool = True,
         bn_views: Literal["per_view", "joint"] = "per_view",
         trunk_views: Literal["batched", "loop"] = "batched",
-        kernels: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= num_peers <= MAX_PEERS:
@@ -60,23 +58,28 @@ class PeerNetwork(nn.Module):
         self.classifiers = nn.ModuleList(peer.classifier for peer in peers)
         self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes) if ensemble else None
         self.trunk_views = trunk_views
-        self._rewrite(bn_views, kernels)
+        self._rewrite(bn_views)
 
-    def _rewrite(self, bn_views: str, kernels: bool) -> None:
-        """Put our layers in the place of torch's, where the views or the kernels want that."""
-        parts = (self.trunk, *self.branches)
-        converted = [convert_batch_norm(part) for part in parts]
+    def _rewrite(self, bn_views: str) -> None:
+        """Put our layers in the place of torch's."""
+        converted = [convert_batch_norm(part) for part in self._parts()]
         if bn_views == "per_view" and self.trunk_views == "batched" and not converted[0]:
             name = self.backbone.name
             warnings.warn(f"{name}: a layer of the trunk mixes views; it runs view by view.", stacklevel=3)
             self.trunk_views = "loop"
         self._views_apart = bn_views == "per_view" and self.trunk_views == "batched"
         self._views_set = 1
-        for part in parts:
+        for part in self._parts():
             fuse_norms(part)
-            allow_kernel(part, kernels)
-            if kernels:
-                convert_convs(part)
+
+    def use_kernels(self) -> None:
+        """From now on, let kernels of ours compute what they know (on the CPU, in training)."""
+        for part in self._parts():
+            allow_kernels(part)
+            attach_convolutions(part)
+
+    def _parts(self) -> list[fx.GraphModule]:
+        return [self.trunk, *self.branches]  # pyright: ignore[reportReturnType]
 
     def forward(self, views_VBCHW: Tensor) -> PeerOutputs:
         """Run every peer on its view (V = num_peers) or all on the same one (V = 1)."""

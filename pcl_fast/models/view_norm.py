@@ -4,10 +4,11 @@ Input [V * B, C, H, W], view after view. Each view is normalised by its own mean
 running statistics take V momentum updates a step, in view order: what V calls of nn.BatchNorm2d do. The
 addition of a residual and the ReLU that often follow can be part of the call.
 
-Three ways, equal in value and gradients. On the CPU, where it fits: our kernel (`kernels.norm_act`), all in
-one. Eager elsewhere: torch's own kernel on one view after the other, written into slices of one output,
-which spares the forward pass a concatenation; backward, each view's gradient is copied into place once.
-Compiled: a formula in plain operations, which the compiler fuses; eager it is many times slower.
+Three ways, equal in value and gradients. On the CPU, where they fit: our kernels, which do all of it in one,
+perhaps with the convolution before it. Eager elsewhere: torch's own kernel on one view after the other,
+written into slices of one output, which spares the forward pass a concatenation; backward, each view's
+gradient is copied into place once. Compiled: a formula in plain operations, which the compiler fuses; eager
+it is many times slower.
 """
 
 from typing import Any
@@ -19,7 +20,8 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
 
 from pcl_fast.errors import ConfigError
-from pcl_fast.kernels.norm_act import NormState, norm_act, takes
+from pcl_fast.kernels import conv_norm, norm_act
+from pcl_fast.kernels.norm_act import NormState
 
 aten = torch.ops.aten
 
@@ -27,13 +29,15 @@ aten = torch.ops.aten
 class ViewBatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d over `num_views` views stacked along the batch, each by its own statistics.
 
-    Its state dict is the same. `use_kernel` permits our kernel; without it, with one view, and in eval
-    mode, it is nn.BatchNorm2d to the bit. Raises ConfigError where a view holds a single value a channel,
-    which has no variance.
+    Its state dict is the same. `use_kernels` permits our kernels; without them, with one view, and in eval
+    mode, it is nn.BatchNorm2d to the bit. `conv` is a convolution to do first, for the kernel that does both;
+    it stays a module of its own elsewhere (`fuse.attach_convolutions`). Raises ConfigError where a view holds
+    a single value a channel, which has no variance.
     """
 
     num_views: int = 1
-    use_kernel: bool = False
+    use_kernels: bool = False
+    conv: tuple[nn.Conv2d] | None = None  # in a tuple, so as not to be a submodule here, too
 
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
@@ -45,11 +49,18 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         return layer.train(norm.training)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """Normalise [V * B, C, H, W]; then add `residual` of the same shape, and cut off below zero."""
-        eager_training = self.training and not torch.compiler.is_compiling()
-        if eager_training and self.use_kernel and takes(input, self.weight, residual):
-            self._count_views(input)
-            return norm_act(input, self._state(), residual, relu, self.num_views)
+        """Convolve, if `conv` is set; normalise [V * B, C, H, W]; add `residual`; cut off below zero."""
+        kernels = self.training and self.use_kernels and not torch.compiler.is_compiling()
+        options = (residual, relu, self.num_views)
+        if self.conv is not None:
+            weight = self.conv[0].weight
+            if kernels and _autocasts() and conv_norm.takes(input, weight, self.weight, residual):
+                self._count_views(input.numel() // input.shape[1])
+                return conv_norm.conv_norm_act(input, weight, self._state(), *options)
+            input = self.conv[0](input)
+        if kernels and norm_act.takes(input, self.weight, residual):
+            self._count_views(input.numel() // input.shape[1])
+            return norm_act.norm_act(input, self._state(), *options)
         out = self._normalise(input)
         if residual is not None:
             out = out + residual
@@ -58,14 +69,14 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     def _normalise(self, input: Tensor) -> Tensor:
         if not self.training or self.num_views == 1:
             return super().forward(input)
-        self._count_views(input)
+        self._count_views(input.numel() // self.num_features)
         if torch.compiler.is_compiling() or not _has_kernel(input, self.weight):
             return normalise_by_formula(input, self)
         settings = (self.running_mean, self.running_var, self.momentum, self.eps, self.num_views)
         return _NormaliseSlices.apply(input, self.weight, self.bias, settings)  # pyright: ignore
 
-    def _count_views(self, input: Tensor) -> None:
-        if input.numel() < 2 * self.num_views * self.num_features:
+    def _count_views(self, values: int) -> None:
+        if values < 2 * self.num_views:
             raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(self.num_views)
@@ -91,9 +102,9 @@ class ViewBatchNormAct2d(ViewBatchNorm2d):
         layer.drop, layer.act = norm.get_submodule("drop"), norm.get_submodule("act")
         return layer  # pyright: ignore[reportReturnType]
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Normalise [V * B, C, H, W], then drop and activate."""
-        return self.act(self.drop(super().forward(input)))
+        return self.act(self.drop(super().forward(input, residual, relu)))
 
 
 def normalise_by_formula(input: Tensor, norm: ViewBatchNorm2d) -> Tensor:
@@ -200,11 +211,15 @@ def set_num_views(module: nn.Module, num_views: int) -> None:
             layer.num_views = num_views
 
 
-def allow_kernel(module: nn.Module, allowed: bool) -> None:
-    """Let the per-view layers in `module` use our kernel where it fits, or forbid it."""
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def allow_kernels(module: nn.Module) -> None:
+    """Let the per-view layers in `module` use our kernels where they fit."""
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm2d):
-            layer.use_kernel = allowed
+            layer.use_kernels = True
 
 
 def _mixes_views(layer: nn.Module) -> bool:

@@ -1,0 +1,380 @@
+// A 3x3 convolution of stride 1 and padding 1, its training BatchNorm, and an optional residual and ReLU:
+//
+//   z[y, x, o] = sum_{ky, kx, i} in[y + ky - 1, x + kx - 1, i] * weight[o, ky, kx, i]
+//   out = relu(BatchNorm(z) + residual)
+//
+// Channels-last bfloat16 images, multiples of 8 wide and of 2 high; 16, 32 or 64 channels out and in, or the 3
+// float32 channels of a picture. BatchNorm sums z while it is in registers; backward, the gradient of z is made
+// image by image where the convolutions need it, and never written to memory.
+//
+// The products are vdpbf16ps: in each of 16 lanes, a pair of bfloat16 products is added to a float32. The second
+// factor of the pair is one for all lanes. A block of sums stays in registers.
+
+#include <immintrin.h>
+
+#include "norm.h"
+
+namespace {
+
+constexpr long TAPS = 9;
+constexpr int ROWS = 2, COLUMNS = 8;  // the pixels of a block
+constexpr long PIXELS_AT_ONCE = 512;  // of the weight gradient
+
+struct Shape {
+    long images, height, width, ins, outs;
+    long pixels() const { return height * width; }
+    // Channels of the input in memory of ours: pairs need an even number.
+    long stored() const { return ins == 3 ? 4 : ins; }
+};
+
+inline __m512bh broadcast_pair(const bfloat16* p) {
+    int pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return (__m512bh)_mm512_set1_epi32(pair);
+}
+
+inline __m512bh load_pairs(const bfloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+
+inline bfloat16 rounded(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (value != value) return bfloat16{(uint16_t)(bits >> 16 | 0x40)};
+    return bfloat16{(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+// Asks for `count` values from `p` on, to be in the cache when they are needed.
+template <int WRITE, class T>
+inline void prefetch(const T* p, long count) {
+    for (long i = 0; i < count; i += 64 / sizeof(T)) __builtin_prefetch(p + i, WRITE, 2);
+}
+
+// One image with a border of zeros, [height + 2, width + 2, channels]: `fill(row, y)` writes the pixels of a row.
+template <class Fill>
+void pad(bfloat16* padded, long height, long width, long channels, Fill fill) {
+    const long row = (width + 2) * channels;
+    std::memset((void*)padded, 0, row * sizeof(bfloat16));
+    std::memset((void*)(padded + (height + 1) * row), 0, row * sizeof(bfloat16));
+    for (long y = 0; y < height; ++y) {
+        bfloat16* out = padded + (y + 1) * row;
+        std::memset((void*)out, 0, channels * sizeof(bfloat16));
+        fill(out + channels, y);
+        std::memset((void*)(out + row - channels), 0, channels * sizeof(bfloat16));
+    }
+}
+
+void pad_input(const bfloat16* image, bfloat16* padded, const Shape& s) {
+    const long row = s.width * s.ins;
+    pad(padded, s.height, s.width, s.ins, [&](bfloat16* out, long y) {
+        std::memcpy((void*)out, image + y * row, row * sizeof(bfloat16));
+    });
+}
+
+void pad_input(const float* image, bfloat16* padded, const Shape& s) {
+    const long stored = s.stored();
+    pad(padded, s.height, s.width, stored, [&](bfloat16* out, long y) {
+        for (long x = 0; x < s.width; ++x)
+            for (long i = 0; i < stored; ++i)
+                out[x * stored + i] = i < s.ins ? rounded(image[(y * s.width + x) * s.ins + i]) : bfloat16{0};
+    });
+}
+
+// Weights as the products want them: [out / 16, in / 2, tap, 16 out, 2 in]. `backward` swaps in and out and turns
+// the kernel by 180 degrees: the gradient of the input is a convolution of the gradient of the output.
+std::vector<bfloat16> pack(const float* weight, const Shape& s, bool backward, int threads) {
+    const long outs = backward ? s.ins : s.outs, ins = backward ? s.outs : s.ins;
+    const long stored = backward ? s.outs : s.stored();
+    std::vector<bfloat16> packed(outs * stored * TAPS, bfloat16{0});
+#pragma omp parallel for num_threads(threads)
+    for (long o = 0; o < outs; ++o)
+        for (long tap = 0; tap < TAPS; ++tap)
+            for (long i = 0; i < ins; ++i) {
+                const float value = backward ? weight[(i * TAPS + TAPS - 1 - tap) * outs + o]
+                                             : weight[(o * TAPS + tap) * ins + i];
+                const long pair = (o / LANES * (stored / 2) + i / 2) * TAPS + tap;
+                packed[(pair * LANES + o % LANES) * 2 + i % 2] = rounded(value);
+            }
+    return packed;
+}
+
+// Calls `run` with the stored number of channels as a constant: the offsets of the products become immediates.
+template <class Run>
+void with_channels(long channels, Run run) {
+    if (channels == 4) run(std::integral_constant<long, 4>{});
+    if (channels == 16) run(std::integral_constant<long, 16>{});
+    if (channels == 32) run(std::integral_constant<long, 32>{});
+    if (channels == 64) run(std::integral_constant<long, 64>{});
+}
+
+// 16 output channels of ROWS x COLUMNS pixels. A pair of inputs is read once for all sums it has a part in, up
+// to nine; the nine weights of the pair stay in registers meanwhile. `pivot` and `sums` [2, outs], or null: the
+// sums for BatchNorm.
+template <long INS>
+inline void convolve_block(const bfloat16* padded, const bfloat16* weights, bfloat16* out, long width, long outs,
+                           const float* pivot, float* sums) {
+    __m512 z[ROWS][COLUMNS];
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLUMNS; ++c) z[r][c] = _mm512_setzero_ps();
+    const long row = (width + 2) * INS;
+    for (long i = 0; i < INS; i += 2, padded += 2, weights += TAPS * 2 * LANES) {
+        __m512bh w[3][3];
+#pragma GCC unroll 9
+        for (int tap = 0; tap < TAPS; ++tap) w[tap / 3][tap % 3] = load_pairs(weights + tap * 2 * LANES);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS + 2; ++r)
+#pragma GCC unroll 10
+            for (int c = 0; c < COLUMNS + 2; ++c) {
+                const __m512bh pair = broadcast_pair(padded + r * row + c * INS);
+#pragma GCC unroll 3
+                for (int ky = 0; ky < 3; ++ky)
+#pragma GCC unroll 3
+                    for (int kx = 0; kx < 3; ++kx) {
+                        const int y = r - ky, x = c - kx;
+                        if (0 <= y && y < ROWS && 0 <= x && x < COLUMNS)
+                            z[y][x] = _mm512_dpbf16_ps(z[y][x], w[ky][kx], pair);
+                    }
+            }
+    }
+    Floats a{}, b{}, k{};
+    if (sums) k = load(pivot);
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLUMNS; ++c) {
+            bfloat16* at = out + (r * width + c) * outs;
+            const __m256bh halves = _mm512_cvtneps_pbh(z[r][c]);
+            std::memcpy((void*)at, &halves, sizeof halves);
+            if (sums) {
+                const Floats difference = load(at) - k;
+                a += difference;
+                b += difference * difference;
+            }
+        }
+    if (sums) {
+        store(sums, load(sums) + a);
+        store(sums + outs, load(sums + outs) + b);
+    }
+}
+
+// One padded image of `ins` channels to one of `outs`. `ahead(y)` is called before each block of rows: time to ask
+// for what the next image needs of them.
+template <class Ahead>
+void convolve_image(const bfloat16* padded, const bfloat16* packed, bfloat16* out, long height, long width, long ins,
+                    long outs, const float* pivot, float* sums, Ahead ahead) {
+    with_channels(ins, [&](auto channels) {
+        constexpr long INS = channels;
+        for (long y = 0; y < height; y += ROWS) {
+            ahead(y);
+            for (long group = 0; group < outs; group += LANES)
+                for (long x = 0; x < width; x += COLUMNS)
+                    convolve_block<INS>(padded + (y * (width + 2) + x) * INS, packed + group * INS * TAPS,
+                                        out + (y * width + x) * outs + group, width, outs,
+                                        sums ? pivot + group : nullptr, sums ? sums + group : nullptr);
+        }
+    });
+}
+
+template <class T>
+void forward(const T* in, const float* weight, const bfloat16* residual, bfloat16* z, bfloat16* out,
+             const Norm& norm, float* mean, float* invstd, const Shape& s, bool relu, int threads) {
+    const std::vector<bfloat16> packed = pack(weight, s, false, threads);
+    // The running mean is near the mean: differences from it keep the sum of squares free of cancellation.
+    const std::vector<float> pivot(norm.running_mean, norm.running_mean + s.outs);
+    Sums sums(s.images, s.outs);
+    const long in_size = s.pixels() * s.ins, out_size = s.pixels() * s.outs;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; ++thread) {
+        std::vector<bfloat16> padded((s.height + 2) * (s.width + 2) * s.stored());
+        const long last = s.images * (thread + 1) / threads;
+        for (long n = s.images * thread / threads; n < last; ++n) {
+            pad_input(in + n * in_size, padded.data(), s);
+            const auto ahead = [&](long y) {
+                const long next = ((n + 1) * s.height + y) * s.width, count = ROWS * s.width;
+                if (n + 1 == last) return;
+                prefetch<0>(in + next * s.ins, count * s.ins);
+                prefetch<1>(z + next * s.outs, count * s.outs);
+            };
+            convolve_image(padded.data(), packed.data(), z + n * out_size, s.height, s.width, s.stored(), s.outs,
+                           pivot.data(), sums.part(n), ahead);
+        }
+    }
+    normalise(z, residual, out, norm, sums, pivot.data(), mean, invstd, s.images * s.pixels(), relu, threads);
+}
+
+// Pairs of neighbouring pixels: out[x, channel] = (in[x, channel], in[x + 1, channel]), for x from 0 to
+// count - 1 by `step`.
+inline void pair_pixels(const bfloat16* in, bfloat16* out, long count, long step, long channels) {
+    if (channels < LANES) {
+        for (long x = 0; x < count; x += step)
+            for (long c = 0; c < channels; ++c) {
+                *out++ = in[x * channels + c];
+                *out++ = in[(x + 1) * channels + c];
+            }
+        return;
+    }
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i interleave = _mm512_load_si512(order);
+    for (long x = 0; x < count; x += step)
+        for (long c = 0; c < channels; c += LANES, out += 2 * LANES) {
+            const __m256i left = _mm256_loadu_si256((const __m256i*)(in + x * channels + c));
+            const __m256i right = _mm256_loadu_si256((const __m256i*)(in + (x + 1) * channels + c));
+            const __m512i both = _mm512_inserti64x4(_mm512_zextsi256_si512(left), right, 1);
+            _mm512_storeu_si512(out, _mm512_permutexvar_epi16(interleave, both));
+        }
+}
+
+// Adds some images' share to 16 outs x up to 8 ins x the 3 taps of a column of the kernel: sums [3, 3, ins, outs].
+// A pair of inputs is read once for the three rows of gradients it meets.
+template <long INS>
+inline void add_block(const bfloat16* in_pairs, const bfloat16* grad_pairs, float* sums, long images, long height,
+                      long width, long outs) {
+    constexpr int WIDTH = INS < 8 ? INS : 8;
+    const long in_row = (width + 1) * INS * 2, grad_row = width * outs, tap_row = 3 * INS * outs;
+    __m512 block[3][WIDTH];
+    for (int ky = 0; ky < 3; ++ky)
+        for (int i = 0; i < WIDTH; ++i) block[ky][i] = _mm512_loadu_ps(sums + ky * tap_row + i * outs);
+    for (long n = 0; n < images; ++n, grad_pairs += 2 * grad_row)
+        for (long y = 0; y < height; ++y, in_pairs += in_row, grad_pairs += grad_row) {
+            const bfloat16 *in = in_pairs, *grad = grad_pairs;  // rows y and y - 1
+            for (long x = 0; x < width; x += 2, in += 2 * INS * 2, grad += outs * 2) {
+                const __m512bh g[3] = {load_pairs(grad + 2 * grad_row), load_pairs(grad + grad_row), load_pairs(grad)};
+#pragma GCC unroll 8
+                for (int i = 0; i < WIDTH; ++i) {
+                    const __m512bh pair = broadcast_pair(in + i * 2);
+#pragma GCC unroll 3
+                    for (int ky = 0; ky < 3; ++ky) block[ky][i] = _mm512_dpbf16_ps(block[ky][i], g[ky], pair);
+                }
+            }
+        }
+    for (int ky = 0; ky < 3; ++ky)
+        for (int i = 0; i < WIDTH; ++i) _mm512_storeu_ps(sums + ky * tap_row + i * outs, block[ky][i]);
+}
+
+void add_blocks(const bfloat16* in_pairs, const bfloat16* grad_pairs, float* sums, long images, const Shape& s) {
+    with_channels(s.stored(), [&](auto channels) {
+        constexpr long INS = channels;
+        for (long group = 0; group < s.outs; group += LANES)
+            for (long kx = 0; kx < 3; ++kx)
+                for (long i = 0; i < INS; i += 8)
+                    add_block<INS>(in_pairs + (kx * INS + i) * 2, grad_pairs + group * 2,
+                                   sums + (kx * INS + i) * s.outs + group, images, s.height, s.width, s.outs);
+    });
+}
+
+// A thread's images, from `first` to `last`: the gradient of the input (if grad_in is not null), and what they add
+// to that of the weight, sums [tap, in, out]. Small images are taken several at a time, so that the sums seldom
+// leave the registers.
+template <class T>
+void backward_images(const T* in, const Gradient<bfloat16>& gradient, const bfloat16* packed, bfloat16* grad_in,
+                     float* sums, long first, long last, const Shape& s) {
+    const long padded_row = (s.width + 2) * s.stored(), pairs_row = (s.width + 1) * s.stored() * 2;
+    const long grad_row = s.width * s.outs, in_size = s.pixels() * s.ins;
+    const long at_once = s.pixels() < PIXELS_AT_ONCE ? PIXELS_AT_ONCE / s.pixels() : 1;
+    std::vector<bfloat16> padded((s.height + 2) * padded_row), grad((s.height + 2) * (s.width + 2) * s.outs);
+    std::vector<bfloat16> in_pairs(at_once * s.height * pairs_row);
+    std::vector<bfloat16> grad_pairs(at_once * (s.height + 2) * grad_row, bfloat16{0});  // zeros above and below
+    for (long start = first; start < last; start += at_once) {
+        const long count = last - start < at_once ? last - start : at_once;
+        for (long k = 0; k < count; ++k) {
+            const long n = start + k;
+            pad_input(in + n * in_size, padded.data(), s);
+            pad(grad.data(), s.height, s.width, s.outs, [&](bfloat16* row, long y) {
+                const long from = (n * s.height + y) * grad_row;
+                for (long x = 0; x < s.width; ++x)
+                    for (long c = 0; c < s.outs; c += LANES)
+                        store(row + x * s.outs + c, gradient.at(from + x * s.outs + c, c));
+            });
+            for (long y = 0; y < s.height; ++y) {
+                pair_pixels(&padded[(y + 1) * padded_row], &in_pairs[(k * s.height + y) * pairs_row], s.width + 1, 1,
+                            s.stored());
+                pair_pixels(&grad[((y + 1) * (s.width + 2) + 1) * s.outs],
+                            &grad_pairs[(k * (s.height + 2) + y + 1) * grad_row], s.width, 2, s.outs);
+            }
+            const auto ahead = [&](long y) {
+                const long next = ((n + 1) * s.height + y) * s.width, count = ROWS * s.width;
+                if (n + 1 == last) return;
+                prefetch<0>(in + next * s.ins, count * s.ins);
+                prefetch<1>(grad_in + next * s.ins, count * s.ins);
+                prefetch<0>(gradient.grad + next * s.outs, count * s.outs);
+                prefetch<0>(gradient.x + next * s.outs, count * s.outs);
+                if (gradient.mask) prefetch<0>(gradient.mask + next * s.outs, count * s.outs);
+            };
+            if (grad_in)
+                convolve_image(grad.data(), packed, grad_in + n * in_size, s.height, s.width, s.outs, s.ins, nullptr,
+                               nullptr, ahead);
+        }
+        add_blocks(in_pairs.data(), grad_pairs.data(), sums, count, s);
+    }
+}
+
+template <class T>
+void backward(const bfloat16* grad_out, const T* in, const float* weight, const bfloat16* z, const bfloat16* out,
+              bfloat16* grad_in, float* grad_weight, bfloat16* grad_residual, const float* norm_weight,
+              const float* mean, const float* invstd, float* grad_norm_weight, float* grad_norm_bias,
+              const Shape& s, int threads) {
+    const Gradient<bfloat16> gradient =
+        sum_gradients(grad_out, z, out, grad_residual, norm_weight, mean, invstd, grad_norm_weight, grad_norm_bias,
+                      s.images * s.pixels(), s.outs, threads);
+    const std::vector<bfloat16> packed = grad_in ? pack(weight, s, true, threads) : std::vector<bfloat16>();
+    const long size = TAPS * s.stored() * s.outs;
+    std::vector<float> partial(threads * size, 0.0f);  // [thread, tap, in, out]
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; ++thread)
+        backward_images(in, gradient, packed.data(), grad_in, &partial[thread * size], s.images * thread / threads,
+                        s.images * (thread + 1) / threads, s);
+#pragma omp parallel for num_threads(threads)
+    for (long o = 0; o < s.outs; ++o)
+        for (long tap = 0; tap < TAPS; ++tap)
+            for (long i = 0; i < s.ins; ++i) {
+                float sum = 0;
+                for (int thread = 0; thread < threads; ++thread)
+                    sum += partial[thread * size + (tap * s.stored() + i) * s.outs + o];
+                grad_weight[(o * TAPS + tap) * s.ins + i] = sum;
+            }
+}
+
+}  // namespace
+
+// `views` batches of `images` lie one after the other, each with its own statistics: mean, invstd and the gradients
+// of parameters are [views, ...]. `in` is float32 where it has 3 channels. Weights and their gradients are
+// [out, 3, 3, in]. `residual`, `grad_residual` and `grad_in` may be null, and `out` in backward without ReLU.
+extern "C" {
+
+void conv_norm_forward(const void* in, const float* weight, const bfloat16* residual, bfloat16* z, bfloat16* out,
+                       const float* norm_weight, const float* norm_bias, float* running_mean, float* running_var,
+                       float* mean, float* invstd, double eps, double momentum, long views, long images, long height,
+                       long width, long ins, long outs, int relu, int threads) {
+    const Norm norm{norm_weight, norm_bias, running_mean, running_var, eps, momentum};
+    const Shape s{images, height, width, ins, outs};
+    const long in_size = images * s.pixels() * ins, out_size = images * s.pixels() * outs;
+    for (long v = 0; v < views; ++v) {
+        const auto run = [&](auto from) {
+            forward(from, weight, residual ? residual + v * out_size : nullptr, z + v * out_size, out + v * out_size,
+                    norm, mean + v * outs, invstd + v * outs, s, relu, threads);
+        };
+        if (ins == 3)
+            run((const float*)in + v * in_size);
+        else
+            run((const bfloat16*)in + v * in_size);
+    }
+}
+
+void conv_norm_backward(const bfloat16* grad_out, const void* in, const float* weight, const bfloat16* z,
+                        const bfloat16* out, bfloat16* grad_in, float* grad_weight, bfloat16* grad_residual,
+                        const float* norm_weight, const float* mean, const float* invstd, float* grad_norm_weight,
+                        float* grad_norm_bias, long views, long images, long height, long width, long ins, long outs,
+                        int threads) {
+    const Shape s{images, height, width, ins, outs};
+    const long in_size = images * s.pixels() * ins, out_size = images * s.pixels() * outs;
+    for (long v = 0; v < views; ++v) {
+        const auto run = [&](auto from) {
+            backward(grad_out + v * out_size, from, weight, z + v * out_size, out ? out + v * out_size : nullptr,
+                     grad_in ? grad_in + v * in_size : nullptr, grad_weight + v * outs * TAPS * ins,
+                     grad_residual ? grad_residual + v * out_size : nullptr, norm_weight, mean + v * outs,
+                     invstd + v * outs, grad_norm_weight + v * outs, grad_norm_bias + v * outs, s, threads);
+        };
+        if (ins == 3)
+            run((const float*)in + v * in_size);
+        else
+            run((const bfloat16*)in + v * in_size);
+    }
+}
+}

@@ -1,0 +1,234 @@
+// Training BatchNorm over channels-last rows, in pieces.
+//
+//   y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)
+//
+// A tensor [B, C, H, W] in channels-last order is a matrix of B * H * W rows of C values; C is a multiple of
+// 16. Values are bfloat16 or float32, sums and parameters float32, totals double. Rows are summed in parts of
+// fixed size and the parts added in order, so the result does not depend on the number of threads.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+constexpr int LANES = 16;
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+// A BatchNorm's parameters, running statistics and numbers.
+struct Norm {
+    const float *weight, *bias;
+    float *running_mean, *running_var;
+    double eps, momentum;
+};
+
+namespace {
+
+constexpr int MAX_VECTORS = 4;  // vectors of channels summed in registers at a time
+constexpr long BLOCK = 256;     // rows
+
+typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
+
+inline Floats load(const float* p) {
+    Floats v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline Floats load(const bfloat16* p) {
+    Halves halves;
+    std::memcpy(&halves, p, sizeof halves);
+    return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
+
+// Rounds to the nearest, ties to even; what is not a number stays so.
+inline void store(bfloat16* p, Floats v) {
+    const Words bits = (Words)v;
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words quiet = (bits >> 16) | 0x40;
+    const Halves halves = __builtin_convertvector(v == v ? rounded : quiet, Halves);
+    std::memcpy(p, &halves, sizeof halves);
+}
+
+inline Floats where_positive(Floats mask, Floats v) { return mask > 0 ? v : Floats{}; }
+
+struct Range {
+    long begin, end;
+};
+
+// Calls work(block, rows) for every block of rows, each thread with its share of them; backwards where what was
+// read last is to be read again first, while it is in the cache.
+template <class Work>
+void each_block(long rows, int threads, bool backwards, Work work) {
+    const long blocks = (rows + BLOCK - 1) / BLOCK;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int thread = 0; thread < threads; ++thread) {
+        const long first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
+        for (long index = first; index < last; ++index) {
+            const long block = backwards ? last - 1 - (index - first) : index;
+            work(block, Range{block * BLOCK, block * BLOCK + BLOCK < rows ? block * BLOCK + BLOCK : rows});
+        }
+    }
+}
+
+// Runs `body` over groups of channels: as wide as registers allow, with the width known to the compiler.
+template <class Body>
+inline void each_group(long channels, Body body) {
+    long group = 0;
+    for (; group + MAX_VECTORS * LANES <= channels; group += MAX_VECTORS * LANES)
+        body(std::integral_constant<int, MAX_VECTORS>{}, group);
+    for (; group + 2 * LANES <= channels; group += 2 * LANES) body(std::integral_constant<int, 2>{}, group);
+    for (; group < channels; group += LANES) body(std::integral_constant<int, 1>{}, group);
+}
+
+// Two sums over some rows, for each channel of a group: `terms(offset, vector, a, b)` adds to them.
+template <int VECTORS, class Terms>
+inline void sum_group(Range rows, long channels, long group, Terms terms, float* a_out, float* b_out) {
+    constexpr int UNROLL = VECTORS == 1 ? 4 : VECTORS == 2 ? 2 : 1;  // independent chains of additions
+    Floats a[UNROLL][VECTORS] = {}, b[UNROLL][VECTORS] = {};
+    long row = rows.begin;
+    for (; row + UNROLL <= rows.end; row += UNROLL)
+        for (int u = 0; u < UNROLL; ++u)
+            for (int v = 0; v < VECTORS; ++v)
+                terms((row + u) * channels + group + v * LANES, v, a[u][v], b[u][v]);
+    for (; row < rows.end; ++row)
+        for (int v = 0; v < VECTORS; ++v) terms(row * channels + group + v * LANES, v, a[0][v], b[0][v]);
+    for (int v = 0; v < VECTORS; ++v) {
+        for (int u = 1; u < UNROLL; ++u) a[0][v] += a[u][v], b[0][v] += b[u][v];
+        store(a_out + group + v * LANES, a[0][v]);
+        store(b_out + group + v * LANES, b[0][v]);
+    }
+}
+
+// Partial sums [parts, 2, channels], each of some rows.
+struct Sums {
+    long parts, channels;
+    std::vector<float> values;
+    Sums(long parts, long channels) : parts(parts), channels(channels), values(parts * 2 * channels, 0.0f) {}
+    float* part(long index) { return &values[index * 2 * channels]; }
+    // The sums of all parts [2, channels], added in their order.
+    std::vector<double> total() const {
+        std::vector<double> sums(2 * channels, 0.0);
+        for (long part = 0; part < parts; ++part)
+            for (long i = 0; i < 2 * channels; ++i) sums[i] += values[part * 2 * channels + i];
+        return sums;
+    }
+};
+
+// Sums of x - pivot and of its square.
+template <class T>
+Sums sum_rows(const T* x, const float* pivot, long rows, long channels, int threads) {
+    Sums sums((rows + BLOCK - 1) / BLOCK, channels);
+    each_block(rows, threads, false, [&](long block, Range range) {
+        each_group(channels, [&](auto width, long group) {
+            constexpr int VECTORS = width;
+            Floats k[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) k[v] = load(pivot + group + v * LANES);
+            const auto terms = [&](long at, int v, Floats& a, Floats& b) {
+                const Floats difference = load(x + at) - k[v];
+                a += difference;
+                b += difference * difference;
+            };
+            sum_group<VECTORS>(range, channels, group, terms, sums.part(block), sums.part(block) + channels);
+        });
+    });
+    return sums;
+}
+
+// y = relu(x * scale + shift + residual), with `mean` and `invstd` from the sums; one momentum update of the
+// running statistics.
+template <class T>
+void normalise(const T* x, const T* residual, T* y, const Norm& norm, const Sums& partial, const float* pivot,
+               float* mean, float* invstd, long rows, bool relu, int threads) {
+    const long channels = partial.channels;
+    const std::vector<double> sums = partial.total();
+    std::vector<float> scale(channels), shift(channels);
+    for (long c = 0; c < channels; ++c) {
+        const double offset = sums[c] / rows, average = pivot[c] + offset;
+        const double difference = sums[channels + c] / rows - offset * offset;
+        const double variance = difference < 0 ? 0 : difference, inverse = 1 / std::sqrt(variance + norm.eps);
+        mean[c] = average;
+        invstd[c] = inverse;
+        scale[c] = norm.weight[c] * inverse;
+        shift[c] = norm.bias[c] - average * norm.weight[c] * inverse;
+        norm.running_mean[c] += norm.momentum * (average - norm.running_mean[c]);
+        norm.running_var[c] += norm.momentum * (variance * rows / (rows - 1) - norm.running_var[c]);
+    }
+    each_block(rows, threads, true, [&](long, Range range) {
+        each_group(channels, [&](auto width, long group) {
+            constexpr int VECTORS = width;
+            Floats a[VECTORS], b[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) {
+                a[v] = load(&scale[group + v * LANES]);
+                b[v] = load(&shift[group + v * LANES]);
+            }
+            for (long row = range.begin; row < range.end; ++row)
+                for (int v = 0; v < VECTORS; ++v) {
+                    const long at = row * channels + group + v * LANES;
+                    Floats value = load(x + at) * a[v] + b[v];
+                    if (residual) value += load(residual + at);
+                    store(y + at, relu ? where_positive(value, value) : value);
+                }
+        });
+    });
+}
+
+// The gradient of x as grad * scale + x * slope + constant, `grad` being that behind the ReLU.
+template <class T>
+struct Gradient {
+    const T *grad, *mask, *x;  // mask: y, where grad is still that of y; or null
+    std::vector<float> scale, slope, constant;
+    Floats at(long at, long channel) const {
+        Floats value = load(grad + at);
+        if (mask) value = where_positive(load(mask + at), value);
+        return value * load(&scale[channel]) + load(x + at) * load(&slope[channel]) + load(&constant[channel]);
+    }
+};
+
+// Sums the gradients of weight and bias; writes the residual's, if there is one behind a ReLU (y: its output;
+// null without). What remains to be done for the gradient of x is returned.
+template <class T>
+Gradient<T> sum_gradients(const T* grad_y, const T* x, const T* y, T* grad_residual, const float* weight,
+                          const float* mean, const float* invstd, float* grad_weight, float* grad_bias, long rows,
+                          long channels, int threads) {
+    Sums partial((rows + BLOCK - 1) / BLOCK, channels);
+    each_block(rows, threads, false, [&](long block, Range range) {
+        each_group(channels, [&](auto width, long group) {
+            constexpr int VECTORS = width;
+            Floats m[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) m[v] = load(mean + group + v * LANES);
+            const auto terms = [&](long at, int v, Floats& a, Floats& b) {
+                Floats grad = load(grad_y + at);
+                if (y) grad = where_positive(load(y + at), grad);
+                if (grad_residual) store(grad_residual + at, grad);
+                a += grad;
+                b += grad * (load(x + at) - m[v]);
+            };
+            sum_group<VECTORS>(range, channels, group, terms, partial.part(block), partial.part(block) + channels);
+        });
+    });
+    const std::vector<double> sums = partial.total();
+    Gradient<T> gradient{grad_residual ? grad_residual : grad_y, grad_residual ? nullptr : y, x, {}, {}, {}};
+    gradient.scale.resize(channels), gradient.slope.resize(channels), gradient.constant.resize(channels);
+    for (long c = 0; c < channels; ++c) {
+        const double inverse = invstd[c], scale = weight[c] * inverse;
+        const double slope = -scale * inverse * inverse * sums[channels + c] / rows;
+        grad_bias[c] = sums[c];
+        grad_weight[c] = sums[channels + c] * inverse;
+        gradient.scale[c] = scale;
+        gradient.slope[c] = slope;
+        gradient.constant[c] = -scale * sums[c] / rows - slope * mean[c];
+    }
+    return gradient;
+}
+
+}  // namespace

@@ -1,0 +1,137 @@
+"""Fused graphs compute what the plain ones do, and only what can be fused is."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from pcl_fast.kernels import conv_norm
+from pcl_fast.models.fuse import attach_convolutions, fuse_norms
+from pcl_fast.models.peers import PeerNetwork
+from pcl_fast.models.view_norm import convert_batch_norm
+from pcl_fast.models.zoo import find_backbone
+
+
+class Block(nn.Module):
+    """A residual block in which each way of writing an addition and a ReLU occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv2, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.conv3, self.norm3 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out))
+        out += x
+        out = self.relu(out)
+        return torch.relu(torch.add(out, self.norm3(self.conv3(out))))
+
+
+def traced(network: nn.Module) -> fx.GraphModule:
+    part = fx.symbolic_trace(network.double())
+    assert convert_batch_norm(part)
+    return part
+
+
+def test_every_way_of_writing_it_is_fused_and_computes_the_same() -> None:
+    plain = Block()
+    part = traced(copy.deepcopy(plain))
+    keys = list(part.state_dict())
+    assert fuse_norms(part) == 3
+    assert attach_convolutions(part) == 3
+    assert [node.op for node in part.graph.nodes] == ["placeholder", *["call_module"] * 3, "output"]
+    assert list(part.state_dict()) == keys
+    x = torch.randn(3, 16, 4, 8, dtype=torch.float64, requires_grad=True)
+    plain.double()
+    for mode in (True, False):
+        plain.train(mode)
+        part.train(mode)
+        expected, found = plain(x), part(x)
+        assert torch.equal(found, expected)
+        for a, b in zip(
+            torch.autograd.grad(found.sin().sum(), [x, *part.parameters()]),
+            torch.autograd.grad(expected.sin().sum(), [x, *plain.parameters()]),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+class Seen(nn.Module):
+    """What the norm makes is used a second time, and so is its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.other = nn.BatchNorm2d(16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.conv(x)
+        normal = self.norm(z)
+        return F.relu(normal) + normal + F.relu(self.other(z) + x)
+
+
+def test_what_is_seen_in_between_is_left_alone() -> None:
+    part = traced(Seen())
+    assert fuse_norms(part) == 0
+    assert attach_convolutions(part) == 0
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(16, 16, 1, bias=False),
+        nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, bias=False),
+        nn.Conv2d(16, 16, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular", bias=False),
+    ],
+    ids=str,
+)
+def test_other_convolutions_stay_where_they_are(conv: nn.Conv2d) -> None:
+    part = traced(nn.Sequential(conv, nn.BatchNorm2d(16), nn.ReLU()))
+    assert fuse_norms(part) == 1
+    assert attach_convolutions(part) == 0
+
+
+def test_a_layer_called_twice_keeps_its_convolution() -> None:
+    norm = nn.BatchNorm2d(16)
+    convs = [nn.Conv2d(16, 16, 3, padding=1, bias=False) for _ in range(2)]
+    assert attach_convolutions(traced(nn.Sequential(convs[0], norm, convs[1], norm))) == 0
+
+
+@pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
+@pytest.mark.parametrize("trunk_views", ["batched", "loop"])
+def test_a_network_with_kernels_learns_what_it_learns_without(trunk_views) -> None:
+    plain = PeerNetwork(find_backbone("resnet8"), 10, trunk_views=trunk_views)
+    plain = plain.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    fast.use_kernels()
+    assert fast.state_dict().keys() == plain.state_dict().keys()
+    views_VBCHW = torch.randn(3, 16, 32, 32, 3).permute(0, 1, 4, 2, 3)
+
+    def gradients(network: PeerNetwork, views: torch.Tensor, autocast: bool) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = network(views)
+        (out.logits_VBC.double().square().mean() + out.ensemble_logits_BC.double().square().mean()).backward()
+        flat = [p.grad.flatten().double() for p in network.parameters() if p.grad is not None]
+        return torch.cat([*flat, *(b.flatten().double() for b in network.buffers())])
+
+    expected = gradients(exact, views_VBCHW.double(), autocast=False)
+    errors = [(gradients(n, views_VBCHW, autocast=True) - expected).norm() for n in (plain, fast)]
+    assert 0 < errors[1] < 1.2 * errors[0], "no further from float64 than torch's own bfloat16"
+
+
+@pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
+def test_a_copy_has_its_own_convolutions() -> None:
+    network = PeerNetwork(find_backbone("resnet8"), 10)
+    network.use_kernels()
+    twin = copy.deepcopy(network)
+    mine, its = (n.trunk.get_submodule("stem.1").conv[0] for n in (network, twin))  # pyright: ignore
+    assert its is twin.trunk.get_submodule("stem.0")
+    assert mine is network.trunk.get_submodule("stem.0")
