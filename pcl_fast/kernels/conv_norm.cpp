@@ -1,10 +1,10 @@
-// A 3x3 convolution of stride 1 and padding 1, its training BatchNorm, and an optional residual and ReLU:
+// A 3x3 convolution of stride s = 1 or 2 and padding 1, its training BatchNorm, and an optional residual and ReLU:
 //
-//   z[y, x, o] = sum_{ky, kx, i} in[y + ky - 1, x + kx - 1, i] * weight[o, ky, kx, i]
+//   z[y, x, o] = sum_{ky, kx, i} in[s y + ky - 1, s x + kx - 1, i] * weight[o, ky, kx, i]
 //   out = relu(BatchNorm(z) + residual)
 //
-// Channels-last bfloat16 images, multiples of 8 wide and of 2 high; 16, 32 or 64 channels out and in, or the 3
-// float32 channels of a picture. BatchNorm sums z while it is in registers; backward, the gradient of z is made
+// Channels-last bfloat16 images; z is a multiple of 8 wide and of 2 high, the input s times that. 16, 32 or 64
+// channels out and in, or the 3 float32 channels of a picture. BatchNorm sums z while it is in registers; backward, the gradient of z is made
 // image by image where the convolutions need it, and never written to memory.
 //
 // The products are vdpbf16ps: in each of 16 lanes, a pair of bfloat16 products is added to a float32. The second
@@ -21,8 +21,11 @@ constexpr int ROWS = 2, COLUMNS = 8;  // the pixels of a block
 constexpr long PIXELS_AT_ONCE = 512;  // of the weight gradient
 
 struct Shape {
-    long images, height, width, ins, outs;
-    long pixels() const { return height * width; }
+    long images, height, width, ins, outs, stride;  // height and width of the input
+    long out_height() const { return height / stride; }
+    long out_width() const { return width / stride; }
+    long in_size() const { return height * width * ins; }  // of an image
+    long out_size() const { return out_height() * out_width() * outs; }
     // Channels of the input in memory of ours: pairs need an even number.
     long stored() const { return ins == 3 ? 4 : ins; }
 };
@@ -108,28 +111,29 @@ void with_channels(long channels, Run run) {
 // 16 output channels of ROWS x COLUMNS pixels. A pair of inputs is read once for all sums it has a part in, up
 // to nine; the nine weights of the pair stay in registers meanwhile. `pivot` and `sums` [2, outs], or null: the
 // sums for BatchNorm.
-template <long INS>
+template <long INS, int STRIDE>
 inline void convolve_block(const bfloat16* padded, const bfloat16* weights, bfloat16* out, long width, long outs,
                            const float* pivot, float* sums) {
     __m512 z[ROWS][COLUMNS];
     for (int r = 0; r < ROWS; ++r)
         for (int c = 0; c < COLUMNS; ++c) z[r][c] = _mm512_setzero_ps();
-    const long row = (width + 2) * INS;
+    const long row = (width * STRIDE + 2) * INS;
     for (long i = 0; i < INS; i += 2, padded += 2, weights += TAPS * 2 * LANES) {
         __m512bh w[3][3];
 #pragma GCC unroll 9
         for (int tap = 0; tap < TAPS; ++tap) w[tap / 3][tap % 3] = load_pairs(weights + tap * 2 * LANES);
-#pragma GCC unroll 4
-        for (int r = 0; r < ROWS + 2; ++r)
-#pragma GCC unroll 10
-            for (int c = 0; c < COLUMNS + 2; ++c) {
+#pragma GCC unroll 5
+        for (int r = 0; r < STRIDE * (ROWS - 1) + 3; ++r)
+#pragma GCC unroll 17
+            for (int c = 0; c < STRIDE * (COLUMNS - 1) + 3; ++c) {
                 const __m512bh pair = broadcast_pair(padded + r * row + c * INS);
 #pragma GCC unroll 3
                 for (int ky = 0; ky < 3; ++ky)
 #pragma GCC unroll 3
                     for (int kx = 0; kx < 3; ++kx) {
-                        const int y = r - ky, x = c - kx;
-                        if (0 <= y && y < ROWS && 0 <= x && x < COLUMNS)
+                        const int y = (r - ky) / STRIDE, x = (c - kx) / STRIDE;
+                        const bool whole = (r - ky) % STRIDE == 0 && (c - kx) % STRIDE == 0;
+                        if (whole && r >= ky && y < ROWS && c >= kx && x < COLUMNS)
                             z[y][x] = _mm512_dpbf16_ps(z[y][x], w[ky][kx], pair);
                     }
             }
@@ -153,20 +157,74 @@ inline void convolve_block(const bfloat16* padded, const bfloat16* weights, bflo
     }
 }
 
-// One padded image of `ins` channels to one of `outs`. `ahead(y)` is called before each block of rows: time to ask
-// for what the next image needs of them.
-template <class Ahead>
+// One padded image of `ins` channels to one of `outs`, `height` x `width`. `ahead(y)` is called before each block
+// of rows: time to ask for what the next image needs of them.
+template <int STRIDE, class Ahead>
 void convolve_image(const bfloat16* padded, const bfloat16* packed, bfloat16* out, long height, long width, long ins,
                     long outs, const float* pivot, float* sums, Ahead ahead) {
     with_channels(ins, [&](auto channels) {
         constexpr long INS = channels;
+        const long row = (width * STRIDE + 2) * INS;
         for (long y = 0; y < height; y += ROWS) {
             ahead(y);
             for (long group = 0; group < outs; group += LANES)
                 for (long x = 0; x < width; x += COLUMNS)
-                    convolve_block<INS>(padded + (y * (width + 2) + x) * INS, packed + group * INS * TAPS,
-                                        out + (y * width + x) * outs + group, width, outs,
-                                        sums ? pivot + group : nullptr, sums ? sums + group : nullptr);
+                    convolve_block<INS, STRIDE>(padded + STRIDE * (y * row + x * INS), packed + group * INS * TAPS,
+                                                out + (y * width + x) * outs + group, width, outs,
+                                                sums ? pivot + group : nullptr, sums ? sums + group : nullptr);
+        }
+    });
+}
+
+// The gradient of the input of a convolution of stride 2: 16 channels of 2 x 2 * CELLS pixels. `padded` is at the
+// gradient of z that lies over the first of them; `weights` are turned, as for stride 1.
+template <long OUTS>
+inline void spread_block(const bfloat16* padded, const bfloat16* weights, bfloat16* grad_in, long width, long ins) {
+    constexpr int CELLS = 4;
+    // The tap that leads from z at `offset` 0 or 1 to an even or odd pixel; none to an even one from 1.
+    constexpr int tap_of[2][2] = {{1, -1}, {2, 0}};
+    __m512 sums[2][2][CELLS];
+    for (int i = 0; i < 4 * CELLS; ++i) sums[i / 2 % 2][i % 2][i / 4] = _mm512_setzero_ps();
+    const long row = (width / 2 + 2) * OUTS;
+    for (long o = 0; o < OUTS; o += 2, padded += 2, weights += TAPS * 2 * LANES) {
+        __m512bh w[3][3];
+#pragma GCC unroll 9
+        for (int tap = 0; tap < TAPS; ++tap) w[2 - tap / 3][2 - tap % 3] = load_pairs(weights + tap * 2 * LANES);
+#pragma GCC unroll 2
+        for (int r = 0; r < 2; ++r)
+#pragma GCC unroll 5
+            for (int c = 0; c < CELLS + 1; ++c) {
+                const __m512bh pair = broadcast_pair(padded + r * row + c * OUTS);
+#pragma GCC unroll 8
+                for (int k = 0; k < 8; ++k) {
+                    const int down = k / 4, right = k / 2 % 2, offset = k % 2, cell = c - offset;
+                    const int ky = tap_of[down][r], kx = tap_of[right][offset];
+                    if (ky >= 0 && kx >= 0 && cell >= 0 && cell < CELLS)
+                        sums[down][right][cell] = _mm512_dpbf16_ps(sums[down][right][cell], w[ky][kx], pair);
+                }
+            }
+    }
+    for (int i = 0; i < 4 * CELLS; ++i) {
+        const int down = i / 2 % 2, right = i % 2, cell = i / 4;
+        const __m256bh halves = _mm512_cvtneps_pbh(sums[down][right][cell]);
+        std::memcpy((void*)(grad_in + (down * width + 2 * cell + right) * ins), &halves, sizeof halves);
+    }
+}
+
+// The gradient of the input, from the padded gradient of z.
+template <class Ahead>
+void convolve_back(const bfloat16* padded, const bfloat16* packed, bfloat16* grad_in, const Shape& s, Ahead ahead) {
+    if (s.stride == 1)
+        return convolve_image<1>(padded, packed, grad_in, s.height, s.width, s.outs, s.ins, nullptr, nullptr, ahead);
+    with_channels(s.outs, [&](auto channels) {
+        constexpr long OUTS = channels;
+        for (long y = 0; y < s.out_height(); ++y) {
+            if (y % ROWS == 0) ahead(y);
+            for (long group = 0; group < s.ins; group += LANES)
+                for (long x = 0; x < s.out_width(); x += 4)
+                    spread_block<OUTS>(padded + ((y + 1) * (s.out_width() + 2) + x + 1) * OUTS,
+                                       packed + group * OUTS * TAPS,
+                                       grad_in + 2 * (y * s.width + x) * s.ins + group, s.width, s.ins);
         }
     });
 }
@@ -178,34 +236,37 @@ void forward(const T* in, const float* weight, const bfloat16* residual, bfloat1
     // The running mean is near the mean: differences from it keep the sum of squares free of cancellation.
     const std::vector<float> pivot(norm.running_mean, norm.running_mean + s.outs);
     Sums sums(s.images, s.outs);
-    const long in_size = s.pixels() * s.ins, out_size = s.pixels() * s.outs;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int thread = 0; thread < threads; ++thread) {
         std::vector<bfloat16> padded((s.height + 2) * (s.width + 2) * s.stored());
         const long last = s.images * (thread + 1) / threads;
         for (long n = s.images * thread / threads; n < last; ++n) {
-            pad_input(in + n * in_size, padded.data(), s);
+            pad_input(in + n * s.in_size(), padded.data(), s);
             const auto ahead = [&](long y) {
-                const long next = ((n + 1) * s.height + y) * s.width, count = ROWS * s.width;
                 if (n + 1 == last) return;
-                prefetch<0>(in + next * s.ins, count * s.ins);
-                prefetch<1>(z + next * s.outs, count * s.outs);
+                const long in_row = s.in_size() / s.out_height(), out_row = s.out_size() / s.out_height();
+                prefetch<0>(in + (n + 1) * s.in_size() + y * in_row, ROWS * in_row);
+                prefetch<1>(z + (n + 1) * s.out_size() + y * out_row, ROWS * out_row);
             };
-            convolve_image(padded.data(), packed.data(), z + n * out_size, s.height, s.width, s.stored(), s.outs,
-                           pivot.data(), sums.part(n), ahead);
+            const auto run = [&](auto stride) {
+                convolve_image<stride>(padded.data(), packed.data(), z + n * s.out_size(), s.out_height(),
+                                       s.out_width(), s.stored(), s.outs, pivot.data(), sums.part(n), ahead);
+            };
+            if (s.stride == 1) run(std::integral_constant<int, 1>{});
+            if (s.stride == 2) run(std::integral_constant<int, 2>{});
         }
     }
-    normalise(z, residual, out, norm, sums, pivot.data(), mean, invstd, s.images * s.pixels(), relu, threads);
+    const long rows = s.images * s.out_height() * s.out_width();
+    normalise(z, residual, out, norm, sums, pivot.data(), mean, invstd, rows, relu, threads);
 }
 
-// Pairs of neighbouring pixels: out[x, channel] = (in[x, channel], in[x + 1, channel]), for x from 0 to
-// count - 1 by `step`.
-inline void pair_pixels(const bfloat16* in, bfloat16* out, long count, long step, long channels) {
+// Pairs of pixels: out[x, channel] = (in[x, channel], in[x + gap, channel]), for x from 0 to count - 1 by `step`.
+inline void pair_pixels(const bfloat16* in, bfloat16* out, long count, long step, long gap, long channels) {
     if (channels < LANES) {
         for (long x = 0; x < count; x += step)
             for (long c = 0; c < channels; ++c) {
                 *out++ = in[x * channels + c];
-                *out++ = in[(x + 1) * channels + c];
+                *out++ = in[(x + gap) * channels + c];
             }
         return;
     }
@@ -215,32 +276,73 @@ inline void pair_pixels(const bfloat16* in, bfloat16* out, long count, long step
     for (long x = 0; x < count; x += step)
         for (long c = 0; c < channels; c += LANES, out += 2 * LANES) {
             const __m256i left = _mm256_loadu_si256((const __m256i*)(in + x * channels + c));
-            const __m256i right = _mm256_loadu_si256((const __m256i*)(in + (x + 1) * channels + c));
+            const __m256i right = _mm256_loadu_si256((const __m256i*)(in + (x + gap) * channels + c));
             const __m512i both = _mm512_inserti64x4(_mm512_zextsi256_si512(left), right, 1);
             _mm512_storeu_si512(out, _mm512_permutexvar_epi16(interleave, both));
         }
 }
 
+// What the gradient of the weight is summed from: some images' inputs and gradients of z, in pairs of pixels.
+struct Pairs {
+    const Shape& s;
+    // Stride 1: the rows of the input, each pixel with the next one. Stride 2: those of the padded input but the
+    // last, each pixel with the next but one.
+    long first_row, rows, row, grad_row;
+    long at_once;  // Small images are taken several at a time, so that the sums seldom leave the registers.
+    std::vector<bfloat16> in, grad;
+    explicit Pairs(const Shape& s)
+        : s(s),
+          first_row(s.stride == 1 ? 1 : 0),
+          rows(s.stride == 1 ? s.height : s.height + 1),
+          row((s.stride == 1 ? s.width + 1 : s.width) * s.stored() * 2),
+          grad_row(s.out_width() * s.outs),
+          at_once(s.out_height() * s.out_width() < PIXELS_AT_ONCE
+                      ? PIXELS_AT_ONCE / (s.out_height() * s.out_width())
+                      : 1),
+          in(at_once * rows * row),
+          grad(at_once * (s.out_height() + 2) * grad_row, bfloat16{0}) {}  // a row of zeros above and below
+    // The k-th of those at once, from padded images.
+    void set(long k, const bfloat16* padded, const bfloat16* padded_grad) {
+        for (long y = 0; y < rows; ++y)
+            pair_pixels(padded + (first_row + y) * (s.width + 2) * s.stored(), &in[(k * rows + y) * row],
+                        row / (s.stored() * 2), 1, s.stride, s.stored());
+        for (long y = 0; y < s.out_height(); ++y)
+            pair_pixels(padded_grad + ((y + 1) * (s.out_width() + 2) + 1) * s.outs,
+                        &grad[(k * (s.out_height() + 2) + y + 1) * grad_row], s.out_width(), 2, 1, s.outs);
+    }
+};
+
 // Adds some images' share to 16 outs x up to 8 ins x the 3 taps of a column of the kernel: sums [3, 3, ins, outs].
-// A pair of inputs is read once for the three rows of gradients it meets.
-template <long INS>
-inline void add_block(const bfloat16* in_pairs, const bfloat16* grad_pairs, float* sums, long images, long height,
-                      long width, long outs) {
+// With stride 1, a pair of inputs is read once for the three rows of gradients it meets.
+template <long INS, int STRIDE>
+inline void add_block(const Pairs& pairs, long kx, long first, long group, float* sums, long images) {
     constexpr int WIDTH = INS < 8 ? INS : 8;
-    const long in_row = (width + 1) * INS * 2, grad_row = width * outs, tap_row = 3 * INS * outs;
+    const long outs = pairs.s.outs, tap_row = 3 * INS * outs, width = pairs.s.out_width();
     __m512 block[3][WIDTH];
     for (int ky = 0; ky < 3; ++ky)
         for (int i = 0; i < WIDTH; ++i) block[ky][i] = _mm512_loadu_ps(sums + ky * tap_row + i * outs);
-    for (long n = 0; n < images; ++n, grad_pairs += 2 * grad_row)
-        for (long y = 0; y < height; ++y, in_pairs += in_row, grad_pairs += grad_row) {
-            const bfloat16 *in = in_pairs, *grad = grad_pairs;  // rows y and y - 1
-            for (long x = 0; x < width; x += 2, in += 2 * INS * 2, grad += outs * 2) {
-                const __m512bh g[3] = {load_pairs(grad + 2 * grad_row), load_pairs(grad + grad_row), load_pairs(grad)};
+    for (long n = 0; n < images; ++n)
+        for (long y = 0; y < pairs.s.out_height(); ++y) {
+            const bfloat16* in = &pairs.in[(n * pairs.rows + STRIDE * y) * pairs.row + (kx * INS + first) * 2];
+            const bfloat16* grad = &pairs.grad[(n * (pairs.s.out_height() + 2) + y) * pairs.grad_row + group * 2];
+            for (long x = 0; x < width; x += 2, in += 2 * STRIDE * INS * 2, grad += outs * 2) {
+                if constexpr (STRIDE == 1) {
+                    const __m512bh g[3] = {load_pairs(grad + 2 * pairs.grad_row), load_pairs(grad + pairs.grad_row),
+                                           load_pairs(grad)};
 #pragma GCC unroll 8
-                for (int i = 0; i < WIDTH; ++i) {
-                    const __m512bh pair = broadcast_pair(in + i * 2);
+                    for (int i = 0; i < WIDTH; ++i) {
+                        const __m512bh pair = broadcast_pair(in + i * 2);
 #pragma GCC unroll 3
-                    for (int ky = 0; ky < 3; ++ky) block[ky][i] = _mm512_dpbf16_ps(block[ky][i], g[ky], pair);
+                        for (int ky = 0; ky < 3; ++ky) block[ky][i] = _mm512_dpbf16_ps(block[ky][i], g[ky], pair);
+                    }
+                } else {
+                    const __m512bh g = load_pairs(grad + pairs.grad_row);
+#pragma GCC unroll 3
+                    for (int ky = 0; ky < 3; ++ky)
+#pragma GCC unroll 8
+                        for (int i = 0; i < WIDTH; ++i)
+                            block[ky][i] =
+                                _mm512_dpbf16_ps(block[ky][i], g, broadcast_pair(in + ky * pairs.row + i * 2));
                 }
             }
         }
@@ -248,60 +350,52 @@ inline void add_block(const bfloat16* in_pairs, const bfloat16* grad_pairs, floa
         for (int i = 0; i < WIDTH; ++i) _mm512_storeu_ps(sums + ky * tap_row + i * outs, block[ky][i]);
 }
 
-void add_blocks(const bfloat16* in_pairs, const bfloat16* grad_pairs, float* sums, long images, const Shape& s) {
-    with_channels(s.stored(), [&](auto channels) {
+// Adds the first `images` of the pairs to sums [tap, in, out].
+void add_blocks(const Pairs& pairs, float* sums, long images) {
+    with_channels(pairs.s.stored(), [&](auto channels) {
         constexpr long INS = channels;
-        for (long group = 0; group < s.outs; group += LANES)
+        for (long group = 0; group < pairs.s.outs; group += LANES)
             for (long kx = 0; kx < 3; ++kx)
-                for (long i = 0; i < INS; i += 8)
-                    add_block<INS>(in_pairs + (kx * INS + i) * 2, grad_pairs + group * 2,
-                                   sums + (kx * INS + i) * s.outs + group, images, s.height, s.width, s.outs);
+                for (long i = 0; i < INS; i += 8) {
+                    float* from = sums + (kx * INS + i) * pairs.s.outs + group;
+                    if (pairs.s.stride == 1) add_block<INS, 1>(pairs, kx, i, group, from, images);
+                    if (pairs.s.stride == 2) add_block<INS, 2>(pairs, kx, i, group, from, images);
+                }
     });
 }
 
 // A thread's images, from `first` to `last`: the gradient of the input (if grad_in is not null), and what they add
-// to that of the weight, sums [tap, in, out]. Small images are taken several at a time, so that the sums seldom
-// leave the registers.
+// to that of the weight, sums [tap, in, out].
 template <class T>
 void backward_images(const T* in, const Gradient<bfloat16>& gradient, const bfloat16* packed, bfloat16* grad_in,
                      float* sums, long first, long last, const Shape& s) {
-    const long padded_row = (s.width + 2) * s.stored(), pairs_row = (s.width + 1) * s.stored() * 2;
-    const long grad_row = s.width * s.outs, in_size = s.pixels() * s.ins;
-    const long at_once = s.pixels() < PIXELS_AT_ONCE ? PIXELS_AT_ONCE / s.pixels() : 1;
-    std::vector<bfloat16> padded((s.height + 2) * padded_row), grad((s.height + 2) * (s.width + 2) * s.outs);
-    std::vector<bfloat16> in_pairs(at_once * s.height * pairs_row);
-    std::vector<bfloat16> grad_pairs(at_once * (s.height + 2) * grad_row, bfloat16{0});  // zeros above and below
-    for (long start = first; start < last; start += at_once) {
-        const long count = last - start < at_once ? last - start : at_once;
-        for (long k = 0; k < count; ++k) {
-            const long n = start + k;
-            pad_input(in + n * in_size, padded.data(), s);
-            pad(grad.data(), s.height, s.width, s.outs, [&](bfloat16* row, long y) {
-                const long from = (n * s.height + y) * grad_row;
-                for (long x = 0; x < s.width; ++x)
+    Pairs pairs(s);
+    std::vector<bfloat16> padded((s.height + 2) * (s.width + 2) * s.stored());
+    std::vector<bfloat16> grad((s.out_height() + 2) * (s.out_width() + 2) * s.outs);
+    for (long start = first; start < last; start += pairs.at_once) {
+        const long count = last - start < pairs.at_once ? last - start : pairs.at_once;
+        for (long n = start; n < start + count; ++n) {
+            pad_input(in + n * s.in_size(), padded.data(), s);
+            pad(grad.data(), s.out_height(), s.out_width(), s.outs, [&](bfloat16* row, long y) {
+                const long from = (n * s.out_height() + y) * pairs.grad_row;
+                for (long x = 0; x < s.out_width(); ++x)
                     for (long c = 0; c < s.outs; c += LANES)
                         store(row + x * s.outs + c, gradient.at(from + x * s.outs + c, c));
             });
-            for (long y = 0; y < s.height; ++y) {
-                pair_pixels(&padded[(y + 1) * padded_row], &in_pairs[(k * s.height + y) * pairs_row], s.width + 1, 1,
-                            s.stored());
-                pair_pixels(&grad[((y + 1) * (s.width + 2) + 1) * s.outs],
-                            &grad_pairs[(k * (s.height + 2) + y + 1) * grad_row], s.width, 2, s.outs);
-            }
+            pairs.set(n - start, padded.data(), grad.data());
             const auto ahead = [&](long y) {
-                const long next = ((n + 1) * s.height + y) * s.width, count = ROWS * s.width;
                 if (n + 1 == last) return;
-                prefetch<0>(in + next * s.ins, count * s.ins);
-                prefetch<1>(grad_in + next * s.ins, count * s.ins);
-                prefetch<0>(gradient.grad + next * s.outs, count * s.outs);
-                prefetch<0>(gradient.x + next * s.outs, count * s.outs);
-                if (gradient.mask) prefetch<0>(gradient.mask + next * s.outs, count * s.outs);
+                const long in_row = s.in_size() / s.out_height(), from_in = (n + 1) * s.in_size() + y * in_row;
+                const long from = (n + 1) * s.out_size() + y * pairs.grad_row, size = ROWS * pairs.grad_row;
+                prefetch<0>(in + from_in, ROWS * in_row);
+                prefetch<1>(grad_in + from_in, ROWS * in_row);
+                prefetch<0>(gradient.grad + from, size);
+                prefetch<0>(gradient.x + from, size);
+                if (gradient.mask) prefetch<0>(gradient.mask + from, size);
             };
-            if (grad_in)
-                convolve_image(grad.data(), packed, grad_in + n * in_size, s.height, s.width, s.outs, s.ins, nullptr,
-                               nullptr, ahead);
+            if (grad_in) convolve_back(grad.data(), packed, grad_in + n * s.in_size(), s, ahead);
         }
-        add_blocks(in_pairs.data(), grad_pairs.data(), sums, count, s);
+        add_blocks(pairs, sums, count);
     }
 }
 
@@ -312,7 +406,7 @@ void backward(const bfloat16* grad_out, const T* in, const float* weight, const 
               const Shape& s, int threads) {
     const Gradient<bfloat16> gradient =
         sum_gradients(grad_out, z, out, grad_residual, norm_weight, mean, invstd, grad_norm_weight, grad_norm_bias,
-                      s.images * s.pixels(), s.outs, threads);
+                      s.images * s.out_height() * s.out_width(), s.outs, threads);
     const std::vector<bfloat16> packed = grad_in ? pack(weight, s, true, threads) : std::vector<bfloat16>();
     const long size = TAPS * s.stored() * s.outs;
     std::vector<float> partial(threads * size, 0.0f);  // [thread, tap, in, out]
@@ -341,10 +435,10 @@ extern "C" {
 void conv_norm_forward(const void* in, const float* weight, const bfloat16* residual, bfloat16* z, bfloat16* out,
                        const float* norm_weight, const float* norm_bias, float* running_mean, float* running_var,
                        float* mean, float* invstd, double eps, double momentum, long views, long images, long height,
-                       long width, long ins, long outs, int relu, int threads) {
+                       long width, long ins, long outs, long stride, int relu, int threads) {
     const Norm norm{norm_weight, norm_bias, running_mean, running_var, eps, momentum};
-    const Shape s{images, height, width, ins, outs};
-    const long in_size = images * s.pixels() * ins, out_size = images * s.pixels() * outs;
+    const Shape s{images, height, width, ins, outs, stride};
+    const long in_size = images * s.in_size(), out_size = images * s.out_size();
     for (long v = 0; v < views; ++v) {
         const auto run = [&](auto from) {
             forward(from, weight, residual ? residual + v * out_size : nullptr, z + v * out_size, out + v * out_size,
@@ -361,9 +455,9 @@ void conv_norm_backward(const bfloat16* grad_out, const void* in, const float* w
                         const bfloat16* out, bfloat16* grad_in, float* grad_weight, bfloat16* grad_residual,
                         const float* norm_weight, const float* mean, const float* invstd, float* grad_norm_weight,
                         float* grad_norm_bias, long views, long images, long height, long width, long ins, long outs,
-                        int threads) {
-    const Shape s{images, height, width, ins, outs};
-    const long in_size = images * s.pixels() * ins, out_size = images * s.pixels() * outs;
+                        long stride, int threads) {
+    const Shape s{images, height, width, ins, outs, stride};
+    const long in_size = images * s.in_size(), out_size = images * s.out_size();
     for (long v = 0; v < views; ++v) {
         const auto run = [&](auto from) {
             backward(grad_out + v * out_size, from, weight, z + v * out_size, out ? out + v * out_size : nullptr,

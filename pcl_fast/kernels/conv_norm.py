@@ -6,6 +6,7 @@ in their weight gradient; and BatchNorm on its own reads and writes every tensor
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,29 +19,38 @@ from pcl_fast.kernels.norm_act import NormState, pointers, sum_views
 PICTURE = 3  # channels of an image, which comes in float32
 CHANNELS = (16, 32, 64)  # the kernel knows these at compile time
 
-POINTER, SIZES = ctypes.c_void_p, (ctypes.c_long,) * 6
+POINTER, SIZES = ctypes.c_void_p, (ctypes.c_long,) * 7
 FORWARD = (*(POINTER,) * 11, ctypes.c_double, ctypes.c_double, *SIZES, ctypes.c_int, ctypes.c_int)
 BACKWARD = (*(POINTER,) * 13, *SIZES, ctypes.c_int)
 
 
+@dataclass(frozen=True, slots=True)
+class ConvState:
+    """A convolution of kernel 3 and padding 1: weight [O, I, 3, 3] in float32, and its stride, 1 or 2."""
+
+    weight: Tensor
+    stride: int = 1
+
+
 def conv_norm_act(
-    x: Tensor, weight: Tensor, norm: NormState, residual: Tensor | None, relu: bool, views: int = 1
+    x: Tensor, conv: ConvState, norm: NormState, residual: Tensor | None, relu: bool, views: int = 1
 ) -> Tensor:
     """relu(BatchNorm(conv(x)) + residual), each of the `views` stacked along the batch by its own statistics.
 
-    x [V * B, I, H, W] in bfloat16 (float32 for 3 channels), weight [O, I, 3, 3] in float32, residual and
-    the result [V * B, O, H, W] in bfloat16, all channels-last; `takes` must hold. Stride 1, padding 1.
-    Weights are rounded to bfloat16 and products summed in float32, as under autocast; the gradients of
-    parameters stay float32. A picture of 3 channels gets no gradient.
+    x [V * B, I, H, W] in bfloat16 (float32 for 3 channels), residual and result [V * B, O, H / s, W / s] in
+    bfloat16, all channels-last; `takes` must hold. Weights are rounded to bfloat16 and products summed in
+    float32, as under autocast; the gradients of parameters stay float32. A picture of 3 channels gets none.
     """
-    options = (norm, relu, views)
+    options = (norm, relu, views, conv.stride)
     if torch.is_grad_enabled():
-        return _ConvNormAct.apply(x, weight, norm.weight, norm.bias, residual, options)  # pyright: ignore
-    return _forward(x, weight, residual, options, keep=False)[1]
+        tensors = (x, conv.weight, norm.weight, norm.bias, residual)
+        return _ConvNormAct.apply(*tensors, options)  # pyright: ignore[reportReturnType]
+    return _forward(x, conv.weight, residual, options, keep=False)[1]
 
 
-def takes(x: Tensor, weight: Tensor, norm_weight: Tensor | None, residual: Tensor | None) -> bool:
-    """Whether the kernel can be used: channels 16, 32 or 64, images 8, 16, ... wide, an even number high."""
+def takes(x: Tensor, conv: ConvState, norm_weight: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether the kernel can be used: 16, 32 or 64 channels; results 8, 16, ... wide, an even number high."""
+    weight, stride = conv.weight, conv.stride
     dtype = torch.float32 if x.shape[1] == PICTURE else torch.bfloat16
     picture_wants_gradient = x.shape[1] == PICTURE and x.requires_grad
     if x.device.type != "cpu" or x.ndim != 4 or x.dtype != dtype or picture_wants_gradient:
@@ -51,8 +61,8 @@ def takes(x: Tensor, weight: Tensor, norm_weight: Tensor | None, residual: Tenso
     in_order = x.is_contiguous(memory_format=last) and weight.is_contiguous(memory_format=last)
     if residual is not None:
         in_order &= residual.dtype == torch.bfloat16 and residual.is_contiguous(memory_format=last)
-    sizes = fits(x.shape[1], weight.shape[0]) and x.shape[2] % 2 == 0 and x.shape[3] % 8 == 0
-    return in_order and sizes and x.numel() > 0 and why_unavailable() is None
+    divides = x.shape[2] % (2 * stride) == 0 and x.shape[3] % (8 * stride) == 0 and x.numel() > 0
+    return in_order and divides and fits(x.shape[1], weight.shape[0]) and why_unavailable() is None
 
 
 def fits(in_channels: int, out_channels: int) -> bool:
@@ -72,16 +82,16 @@ def _forward(
     x: Tensor, weight: Tensor, residual: Tensor | None, options: Any, keep: bool
 ) -> tuple[Tensor, ...]:
     """z, y, mean and invstd [V, O]; with `keep` off, y in the place of z."""
-    norm, relu, views = options
+    norm, relu, views, stride = options
     images, ins, height, width = x.shape
     outs = weight.shape[0]
-    shape = (images, outs, height, width)
+    shape = (images, outs, height // stride, width // stride)
     z = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     y = torch.empty_like(z) if keep else z
     mean_VC, invstd_VC = weight.new_empty(views, outs), weight.new_empty(views, outs)
     run = native.function("conv_norm", "conv_norm_forward", FORWARD)
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var, mean_VC, invstd_VC)
-    sizes = (views, images // views, height, width, ins, outs)
+    sizes = (views, images // views, height, width, ins, outs, stride)
     tensors = pointers(x, weight, residual, z, y, *parameters)
     run(*tensors, norm.eps, norm.momentum, *sizes, relu, torch.get_num_threads())
     return z, y, mean_VC, invstd_VC
@@ -99,7 +109,7 @@ class _ConvNormAct(torch.autograd.Function):
         options: Any,
     ) -> Tensor:
         z, y, mean_VC, invstd_VC = _forward(x, weight, residual, options, keep=True)
-        _, relu, ctx.views = options
+        _, relu, ctx.views, ctx.stride = options
         ctx.save_for_backward(x, weight, gamma, z, y if relu else None, mean_VC, invstd_VC)
         ctx.has_residual = residual is not None
         return y
@@ -118,7 +128,7 @@ class _ConvNormAct(torch.autograd.Function):
         grad_weight_VOIHW = torch.empty(views, outs, *taps, ins).permute(0, 1, 4, 2, 3)
         grad_gamma_VC, grad_beta_VC = torch.empty_like(mean_VC), torch.empty_like(mean_VC)
         run = native.function("conv_norm", "conv_norm_backward", BACKWARD)
-        sizes = (views, images // views, height, width, ins, outs)
+        sizes = (views, images // views, height, width, ins, outs, ctx.stride)
         big = (grad_y, x, weight, z, y, grad_x, grad_weight_VOIHW, grad_residual if masked else None)
         small = (gamma, mean_VC, invstd_VC, grad_gamma_VC, grad_beta_VC)
         run(*pointers(*big, *small), *sizes, torch.get_num_threads())

@@ -63,7 +63,7 @@ def attach_convolutions(part: fx.GraphModule) -> int:
 
 
 def _kernel_knows(conv: nn.Conv2d) -> bool:
-    shape = (conv.kernel_size, conv.stride, conv.dilation) == ((3, 3), (1, 1), (1, 1))
+    shape = (conv.kernel_size, conv.dilation) == ((3, 3), (1, 1)) and conv.stride in ((1, 1), (2, 2))
     plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is None
     padded = conv.padding in ((1, 1), "same") and conv.padding_mode == "zeros"
     return shape and plain and padded and conv_norm.fits(conv.in_channels, conv.out_channels)

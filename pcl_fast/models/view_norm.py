@@ -53,10 +53,10 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         kernels = self.training and self.use_kernels and not torch.compiler.is_compiling()
         options = (residual, relu, self.num_views)
         if self.conv is not None:
-            weight = self.conv[0].weight
-            if kernels and _autocasts() and conv_norm.takes(input, weight, self.weight, residual):
-                self._count_views(input.numel() // input.shape[1])
-                return conv_norm.conv_norm_act(input, weight, self._state(), *options)
+            conv = conv_norm.ConvState(self.conv[0].weight, self.conv[0].stride[0])
+            if kernels and _autocasts() and conv_norm.takes(input, conv, self.weight, residual):
+                self._count_views(input.numel() // input.shape[1] // conv.stride**2)
+                return conv_norm.conv_norm_act(input, conv, self._state(), *options)
             input = self.conv[0](input)
         if kernels and norm_act.takes(input, self.weight, residual):
             self._count_views(input.numel() // input.shape[1])

@@ -85,7 +85,7 @@ def test_what_is_seen_in_between_is_left_alone() -> None:
     "conv",
     [
         nn.Conv2d(16, 16, 1, bias=False),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(16, 16, 3, stride=(1, 2), padding=1, bias=False),
         nn.Conv2d(16, 16, 3, padding=1),
         nn.Conv2d(16, 16, 3, bias=False),
         nn.Conv2d(16, 16, 3, padding=1, groups=2, bias=False),
