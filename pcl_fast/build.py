@@ -2,6 +2,7 @@
 
 import torch
 
+from pcl_fast import kernels
 from pcl_fast.config import NUM_CLASSES, Config
 from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.guard import FiniteGuard
@@ -62,6 +63,15 @@ def build_state(config: Config) -> TrainState:
         student_forward=_forward(network, config),
         teacher_forward=_forward(mean_teacher.network, config) if mean_teacher else None,
     )
+
+
+def describe_kernels(config: Config) -> str:
+    """Whose kernels a resolved configuration trains with."""
+    if config.compile:
+        return "torch.compile's"
+    if config.kernels == "off" or config.device != "cpu" or config.channels_last == "off":
+        return "torch's"
+    return kernels.describe()
 
 
 def _forward(network: torch.nn.Module, config: Config) -> Forward:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from pcl_fast.build import describe_kernels
 from pcl_fast.commands.settings import choose
 from pcl_fast.config import Config, flatten, to_dict
 from pcl_fast.figures import RunFigures, run_figures
@@ -36,6 +37,7 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
     rows = {
         "run folder": str(path),
         "device": f"{config.device}, {config.amp.dtype}, channels-last {config.channels_last}",
+        "kernels": describe_kernels(config),
         "global batch": f"{figures.global_batch} images x {figures.views_per_image} views",
         "steps": f"{figures.steps_per_epoch:,} an epoch, {figures.total_steps:,} in all",
         "learning rate": f"{config.optim.lr:g}, x{config.optim.gamma:g} at epochs {drops}",

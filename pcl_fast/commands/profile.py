@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pcl_fast import __version__, atomic
-from pcl_fast.build import build_state
+from pcl_fast.build import build_state, describe_kernels
 from pcl_fast.commands.data import open_data
 from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import Config
@@ -100,7 +100,8 @@ def timings_table(config: Config, timings: dict[str, Timing]) -> Table:
             f"{timing.ratio:.2f}",
             f"{low:.2f} - {high:.2f}",
         )
-    ours = f"{config.amp.dtype}, channels-last {config.channels_last}{', compiled' * config.compile}"
+    precision = f"{config.amp.dtype}, channels-last {config.channels_last}"
+    ours = f"{precision}, kernels: {describe_kernels(config)}"
     table.caption = f"baseline: eager float32, view by view; pcl_fast: {ours}"
     return table
 

@@ -1,1 +1,12 @@
 """Kernels of our own, each with its reference in plain torch."""
+
+from pcl_fast.kernels import conv_norm, native
+
+
+def describe() -> str:
+    """Whose kernels train on this machine's CPU, in one line, with the reason where they are not all ours."""
+    reasons = [native.why_unavailable("norm_act"), conv_norm.why_unavailable()]
+    missing = [reason for reason in reasons if reason is not None]
+    if len(missing) == len(reasons):
+        return f"torch's ({missing[0]})"
+    return f"ours{'; ' + missing[0] if missing else ''}"
