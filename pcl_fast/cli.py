@@ -2,8 +2,10 @@
 
 import importlib
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,6 +20,7 @@ COMMANDS = {
     "config": "what a preset would do: settings, steps, parameters, FLOPs",
     "profile": "speed of a preset's training step against the straightforward implementation",
 }
+PROGRAM = "pcl-fast"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 
@@ -70,7 +73,14 @@ def _print_help() -> None:
 def _command_to_resume(words: list[str]) -> str:
     """The same command, but for what would begin anew."""
     kept = [word for word in words if word.replace("_", "-") != "--no-resume"]
-    return shlex.join(["pcl-fast", *kept])
+    return shlex.join([_program(), *kept])
+
+
+def _program() -> str:
+    """This program as a shell here finds it: by its name, else by the path it was called by."""
+    called, found = Path(sys.argv[0]), shutil.which(PROGRAM)
+    reachable = called.name != PROGRAM or (found is not None and Path(found).resolve() == called.resolve())
+    return PROGRAM if reachable else str(called)
 
 
 def _fail(message: str, code: int) -> int:

@@ -195,6 +195,24 @@ def test_whatever_else_ends_a_command_is_said_in_a_line(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(("on_path", "said"), [(True, "pcl-fast"), (False, ".venv/bin/pcl-fast")])
+def test_the_command_to_go_on_with_is_one_the_shell_finds(
+    on_path: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = Path(".venv/bin/pcl-fast")
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(program.parent.resolve()) if on_path else "")
+    monkeypatch.setattr("sys.argv", [str(program), "train", "demo"])
+
+    def stop(words: list[str]) -> None:
+        raise Preempted("stopped by SIGINT after step 3")
+
+    monkeypatch.setattr(train_command, "main", stop)
+    assert cli.main() == 75
+    assert capsys.readouterr().err.endswith(f"\nto go on:  {said} train demo\n")
+
+
 def test_a_run_folder_that_is_a_file_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run").write_text("mine")
     assert "run" in error_of(SYNTHETIC, 1, capsys)

@@ -175,9 +175,9 @@ def terms_table(record: Record) -> Table:
     for head, top1 in record["train_top1"].items():
         cells = [record["terms"].get(f"{kind}/{head}") for kind in kinds]
         table.add_row(head, *("" if cell is None else f"{cell:.4f}" for cell in cells), f"{top1:.1f}%")
-    table.caption = (
-        f"w {record['distill_weight']:.3f}   phi {record['ema_coefficient']:.4f}   lr {record['lr']:.4g}"
-    )
+    distils = len(kinds) > 1  # the network alone has one kind of term, and nothing that w and phi apply to
+    schedules = f"w {record['distill_weight']:.3f}   phi {record['ema_coefficient']:.4f}   " * distils
+    table.caption = f"{schedules}lr {record['lr']:.4g}"
     table.caption_justify = "left"
     return table
 

@@ -124,6 +124,16 @@ def test_the_live_display_shows_terms_throughput_accuracies_and_time_left() -> N
     assert "PCL 60.25%  PCL-E 65.75%" in last
 
 
+def test_the_network_alone_has_no_distillation_to_show() -> None:
+    sink, terminal = live()
+    sink.started(INFO)
+    sink.recorded(make_run(1)[0] | {"terms": {"ce/peer1": 2.0}, "train_top1": {"peer1": 31.2}})
+    sink.closed()
+    shown = terminal.export_text()
+    assert "lr 0.025" in shown
+    assert "phi" not in shown
+
+
 def test_the_live_display_of_a_resumed_run_begins_where_it_was() -> None:
     sink, terminal = live()
     sink.started(dataclasses.replace(INFO, first_step=20))
