@@ -12,6 +12,8 @@
 
 #include <immintrin.h>
 
+#include <memory>
+
 #include "norm.h"
 
 namespace {
@@ -19,6 +21,7 @@ namespace {
 constexpr long TAPS = 9;
 constexpr int ROWS = 2, COLUMNS = 8;  // the pixels of a block
 constexpr long PIXELS_AT_ONCE = 512;  // of the weight gradient
+constexpr long PARTS = 16;            // that the images of a view are divided into, whatever the number of threads
 
 struct Shape {
     long images, height, width, ins, outs, stride;  // height and width of the input
@@ -236,11 +239,11 @@ void forward(const T* in, const float* weight, const bfloat16* residual, bfloat1
     // The running mean is near the mean: differences from it keep the sum of squares free of cancellation.
     const std::vector<float> pivot(norm.running_mean, norm.running_mean + s.outs);
     Sums sums(s.images, s.outs);
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int thread = 0; thread < threads; ++thread) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (long part = 0; part < PARTS; ++part) {
         std::vector<bfloat16> padded((s.height + 2) * (s.width + 2) * s.stored());
-        const long last = s.images * (thread + 1) / threads;
-        for (long n = s.images * thread / threads; n < last; ++n) {
+        const long last = s.images * (part + 1) / PARTS;
+        for (long n = s.images * part / PARTS; n < last; ++n) {
             pad_input(in + n * s.in_size(), padded.data(), s);
             const auto ahead = [&](long y) {
                 if (n + 1 == last) return;
@@ -364,8 +367,8 @@ void add_blocks(const Pairs& pairs, float* sums, long images) {
     });
 }
 
-// A thread's images, from `first` to `last`: the gradient of the input (if grad_in is not null), and what they add
-// to that of the weight, sums [tap, in, out].
+// The images from `first` to `last`: the gradient of the input (if grad_in is not null), and what they add to that
+// of the weight, sums [tap, in, out].
 template <class T>
 void backward_images(const T* in, const Gradient<bfloat16>& gradient, const bfloat16* packed, bfloat16* grad_in,
                      float* sums, long first, long last, const Shape& s) {
@@ -409,20 +412,24 @@ void backward(const bfloat16* grad_out, const T* in, const float* weight, const 
                       s.images * s.out_height() * s.out_width(), s.outs, threads);
     const std::vector<bfloat16> packed = grad_in ? pack(weight, s, true, threads) : std::vector<bfloat16>();
     const long size = TAPS * s.stored() * s.outs;
-    std::vector<float> partial(threads * size, 0.0f);  // [thread, tap, in, out]
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-    for (int thread = 0; thread < threads; ++thread)
-        backward_images(in, gradient, packed.data(), grad_in, &partial[thread * size], s.images * thread / threads,
-                        s.images * (thread + 1) / threads, s);
+    const std::unique_ptr<float[]> partial(new float[PARTS * size]);  // [part, tap, in, out]
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (long part = 0; part < PARTS; ++part) {
+        float* sums = &partial[part * size];
+        std::memset(sums, 0, size * sizeof(float));
+        backward_images(in, gradient, packed.data(), grad_in, sums, s.images * part / PARTS,
+                        s.images * (part + 1) / PARTS, s);
+    }
 #pragma omp parallel for num_threads(threads)
-    for (long o = 0; o < s.outs; ++o)
-        for (long tap = 0; tap < TAPS; ++tap)
-            for (long i = 0; i < s.ins; ++i) {
-                float sum = 0;
-                for (int thread = 0; thread < threads; ++thread)
-                    sum += partial[thread * size + (tap * s.stored() + i) * s.outs + o];
-                grad_weight[(o * TAPS + tap) * s.ins + i] = sum;
-            }
+    for (long row = 0; row < TAPS * s.ins; ++row) {
+        const long tap = row / s.ins, i = row % s.ins;
+        for (long group = 0; group < s.outs; group += LANES) {
+            Floats sum{};
+            for (long part = 0; part < PARTS; ++part)
+                sum += load(&partial[part * size + (tap * s.stored() + i) * s.outs + group]);
+            for (int o = 0; o < LANES; ++o) grad_weight[(group + o) * TAPS * s.ins + row] = sum[o];
+        }
+    }
 }
 
 }  // namespace

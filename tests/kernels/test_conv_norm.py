@@ -90,7 +90,7 @@ def test_the_gradient_of_the_weight_sums_the_views():
     torch.testing.assert_close(both, each[0] + each[1])
 
 
-def test_an_odd_number_of_images_on_several_threads():
+def test_the_result_does_not_depend_on_the_number_of_threads():
     x, conv, state, _ = inputs_of((7, 64, 64, 8, 8, 1))
     grad = torch.randn(7, 64, 8, 8).bfloat16()
     before = torch.get_num_threads()
@@ -107,9 +107,7 @@ def test_an_odd_number_of_images_on_several_threads():
             )
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(results[0][0], results[1][0])
-    assert torch.equal(results[0][1], results[1][1])
-    torch.testing.assert_close(results[0][2], results[1][2], rtol=1e-4, atol=1e-3)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_what_it_does_not_take():
