@@ -112,7 +112,7 @@ def test_the_live_display_shows_terms_throughput_accuracies_and_time_left() -> N
     shown = terminal.export_text()
     assert "pcl seed 0: 3 epochs of 10 steps, in runs/x" in shown
     assert "a message" in shown
-    last = shown[shown.rindex("10/30") - 200 :]
+    last = shown[max(shown.rindex("10/30") - 200, 0) :]
     assert "12,346 img/s" in last
     assert "0:00:20 left 0:00:40" in last, "10 steps of 2 s done, 20 to do"
     rows = {line.split()[0]: line.split()[1:] for line in last.splitlines() if line.split()}
