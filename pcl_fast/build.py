@@ -31,7 +31,7 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
             bn_views=config.pcl.bn_views,
             trunk_views=config.pcl.trunk_views,
         )
-    if config.kernels == "auto" and not config.compile:
+    if uses_kernels(config):
         network.use_kernels()
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
@@ -69,9 +69,13 @@ def describe_kernels(config: Config) -> str:
     """Whose kernels a resolved configuration trains with."""
     if config.compile:
         return "torch.compile's"
-    if config.kernels == "off" or config.device != "cpu" or config.channels_last == "off":
-        return "torch's"
-    return kernels.describe()
+    return kernels.describe() if uses_kernels(config) else "torch's"
+
+
+def uses_kernels(config: Config) -> bool:
+    """Whether a resolved configuration wants our kernels: they are the CPU's, and channels-last."""
+    fits = config.device == "cpu" and config.channels_last == "on"
+    return fits and config.kernels == "auto" and not config.compile
 
 
 def _forward(network: torch.nn.Module, config: Config) -> Forward:
