@@ -4,8 +4,8 @@
 //   out = relu(BatchNorm(z) + residual)
 //
 // Channels-last bfloat16 images; z is a multiple of 8 wide and of 2 high, the input s times that. 16, 32 or 64
-// channels out and in, or the 3 float32 channels of a picture. BatchNorm sums z while it is in registers; backward, the gradient of z is made
-// image by image where the convolutions need it, and never written to memory.
+// channels out and in, or the 3 float32 channels of a picture. BatchNorm sums z while it is in registers; backward,
+// the gradient of z is made image by image where the convolutions need it, and never written to memory.
 //
 // The products are vdpbf16ps: in each of 16 lanes, a pair of bfloat16 products is added to a float32. The second
 // factor of the pair is one for all lanes. A block of sums stays in registers.
