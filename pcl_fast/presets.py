@@ -140,7 +140,7 @@ def demo() -> Config:
 
 @_comparison(num_seeds=3)
 def gain() -> Config:
-    """ResNet-8 on 5,000 images of CIFAR-10, three seeds alone, three with PCL: 45 minutes on two cores.
+    """ResNet-8 on 5,000 images of CIFAR-10, three seeds alone, three with PCL: under an hour on two cores.
 
     So few images that in 80 epochs the network learns most of them by heart, as it does in the paper's 300
     epochs on 50,000: where it has not, there is little for a teacher to add.
