@@ -75,11 +75,17 @@ def test_a_bad_value_is_refused_with_its_flag_and_the_fix(
 
 
 def test_values_at_the_edge_are_taken() -> None:
-    PclConfig(num_peers=1, distill_weight=0.0, rampup_epochs=0.0, rampup_share=0.0, ema_decay=0.0)
-    PclConfig(num_peers=8, rampup_share=1.0, temperature=1e-3)
-    OptimConfig(momentum=0.0, nesterov=False, weight_decay=0.0, milestones=())
-    TrainConfig(epochs=1, batch_size=1, eval_batch_size=1, eval_every=1, save_every=1, log_every=1)
-    Config(seed=2**32 - 1, data=DataConfig(subset=1))
+    least = PclConfig(num_peers=1, distill_weight=0.0, rampup_epochs=0.0, rampup_share=0.0, ema_decay=0.0)
+    assert (least.num_peers, least.distill_weight, least.rampup_epochs) == (1, 0.0, 0.0)
+    assert (least.rampup_share, least.ema_decay) == (0.0, 0.0)
+    most = PclConfig(num_peers=8, rampup_share=1.0, temperature=1e-3)
+    assert (most.num_peers, most.rampup_share, most.temperature) == (8, 1.0, 1e-3)
+    optim = OptimConfig(momentum=0.0, nesterov=False, weight_decay=0.0, milestones=())
+    assert (optim.momentum, optim.weight_decay, optim.milestones) == (0.0, 0.0, ())
+    ones = {"epochs", "batch_size", "eval_batch_size", "eval_every", "save_every", "log_every"}
+    assert set(dataclasses.asdict(TrainConfig(**dict.fromkeys(ones, 1))).values()) == {1}
+    config = Config(seed=2**32 - 1, data=DataConfig(subset=1))
+    assert (config.seed, config.data.subset) == (2**32 - 1, 1)
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -121,24 +121,30 @@ struct Sums {
     }
 };
 
-// Sums of x - pivot and of its square.
-template <class T>
-Sums sum_rows(const T* x, const float* pivot, long rows, long channels, int threads) {
+// Two sums over all rows for each channel: `terms(offset, center of the channels there, a, b)` adds to them.
+template <class Terms>
+Sums sum_blocks(const float* center, long rows, long channels, int threads, Terms terms) {
     Sums sums((rows + BLOCK - 1) / BLOCK, channels);
     each_block(rows, threads, false, [&](long block, Range range) {
         each_group(channels, [&](auto width, long group) {
             constexpr int VECTORS = width;
-            Floats k[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) k[v] = load(pivot + group + v * LANES);
-            const auto terms = [&](long at, int v, Floats& a, Floats& b) {
-                const Floats difference = load(x + at) - k[v];
-                a += difference;
-                b += difference * difference;
-            };
-            sum_group<VECTORS>(range, channels, group, terms, sums.part(block), sums.part(block) + channels);
+            Floats c[VECTORS];
+            for (int v = 0; v < VECTORS; ++v) c[v] = load(center + group + v * LANES);
+            const auto centred = [&](long at, int v, Floats& a, Floats& b) { terms(at, c[v], a, b); };
+            sum_group<VECTORS>(range, channels, group, centred, sums.part(block), sums.part(block) + channels);
         });
     });
     return sums;
+}
+
+// Sums of x - pivot and of its square.
+template <class T>
+Sums sum_rows(const T* x, const float* pivot, long rows, long channels, int threads) {
+    return sum_blocks(pivot, rows, channels, threads, [=](long at, const Floats& center, Floats& a, Floats& b) {
+        const Floats difference = load(x + at) - center;
+        a += difference;
+        b += difference * difference;
+    });
 }
 
 // y = relu(x * scale + shift + residual), with `mean` and `invstd` from the sums; one momentum update of the
@@ -197,22 +203,14 @@ template <class T>
 Gradient<T> sum_gradients(const T* grad_y, const T* x, const T* y, T* grad_residual, const float* weight,
                           const float* mean, const float* invstd, float* grad_weight, float* grad_bias, long rows,
                           long channels, int threads) {
-    Sums partial((rows + BLOCK - 1) / BLOCK, channels);
-    each_block(rows, threads, false, [&](long block, Range range) {
-        each_group(channels, [&](auto width, long group) {
-            constexpr int VECTORS = width;
-            Floats m[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) m[v] = load(mean + group + v * LANES);
-            const auto terms = [&](long at, int v, Floats& a, Floats& b) {
-                Floats grad = load(grad_y + at);
-                if (y) grad = where_positive(load(y + at), grad);
-                if (grad_residual) store(grad_residual + at, grad);
-                a += grad;
-                b += grad * (load(x + at) - m[v]);
-            };
-            sum_group<VECTORS>(range, channels, group, terms, partial.part(block), partial.part(block) + channels);
-        });
-    });
+    const auto terms = [=](long at, const Floats& center, Floats& a, Floats& b) {
+        Floats grad = load(grad_y + at);
+        if (y) grad = where_positive(load(y + at), grad);
+        if (grad_residual) store(grad_residual + at, grad);
+        a += grad;
+        b += grad * (load(x + at) - center);
+    };
+    const Sums partial = sum_blocks(mean, rows, channels, threads, terms);
     const std::vector<double> sums = partial.total();
     Gradient<T> gradient{grad_residual ? grad_residual : grad_y, grad_residual ? nullptr : y, x, {}, {}, {}};
     gradient.scale.resize(channels), gradient.slope.resize(channels), gradient.constant.resize(channels);
