@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pcl_fast import kernels
+from pcl_fast import kernels, native
 from pcl_fast.build import build_network, describe_kernels
 from pcl_fast.config import AmpConfig, Config
 from pcl_fast.device import resolve
@@ -39,13 +39,13 @@ def test_a_cache_folder_that_cannot_be_written_is_a_reason_not_an_error(tmp_path
     blocked = tmp_path / "file"
     blocked.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    kernels.native.load.cache_clear()
-    kernels.native.why_unavailable.cache_clear()
+    native.load.cache_clear()
+    native.why_unavailable.cache_clear()
     try:
-        reason = kernels.native.why_unavailable("norm_act")
+        reason = native.why_unavailable(kernels.norm_act.SOURCE)
     finally:
-        kernels.native.load.cache_clear()
-        kernels.native.why_unavailable.cache_clear()
+        native.load.cache_clear()
+        native.why_unavailable.cache_clear()
     assert reason is not None
     assert reason.startswith("norm_act: ")
     assert str(blocked) in reason

@@ -7,15 +7,17 @@ in their weight gradient; and BatchNorm on its own reads and writes every tensor
 import ctypes
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pcl_fast.kernels import native
+from pcl_fast import native
 from pcl_fast.kernels.norm_act import NormState, pointers, sum_views
 
+SOURCE = Path(__file__).with_suffix(".cpp")
 PICTURE = 3  # channels of an image, which comes in float32
 CHANNELS = (16, 32, 64)  # the kernel knows these at compile time
 
@@ -75,7 +77,7 @@ def why_unavailable() -> str | None:
     """The reason, in one line, why the kernel cannot be had here."""
     if not torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
         return "conv_norm: this processor has no AVX512-BF16"
-    return native.why_unavailable("conv_norm")
+    return native.why_unavailable(SOURCE)
 
 
 def _forward(
@@ -89,7 +91,7 @@ def _forward(
     z = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
     y = torch.empty_like(z) if keep else z
     mean_VC, invstd_VC = weight.new_empty(views, outs), weight.new_empty(views, outs)
-    run = native.function("conv_norm", "conv_norm_forward", FORWARD)
+    run = native.function(SOURCE, "conv_norm_forward", FORWARD)
     parameters = (norm.weight, norm.bias, norm.running_mean, norm.running_var, mean_VC, invstd_VC)
     sizes = (views, images // views, height, width, ins, outs, stride)
     tensors = pointers(x, weight, residual, z, y, *parameters)
@@ -127,7 +129,7 @@ class _ConvNormAct(torch.autograd.Function):
         outs, _, *taps = weight.shape
         grad_weight_VOIHW = torch.empty(views, outs, *taps, ins).permute(0, 1, 4, 2, 3)
         grad_gamma_VC, grad_beta_VC = torch.empty_like(mean_VC), torch.empty_like(mean_VC)
-        run = native.function("conv_norm", "conv_norm_backward", BACKWARD)
+        run = native.function(SOURCE, "conv_norm_backward", BACKWARD)
         sizes = (views, images // views, height, width, ins, outs, ctx.stride)
         big = (grad_y, x, weight, z, y, grad_x, grad_weight_VOIHW, grad_residual if masked else None)
         small = (gamma, mean_VC, invstd_VC, grad_gamma_VC, grad_beta_VC)

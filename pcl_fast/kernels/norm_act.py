@@ -6,6 +6,7 @@ memory-bound and takes a third of a training step.
 
 import ctypes
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pcl_fast.kernels import native
+from pcl_fast import native
 
+SOURCE = Path(__file__).with_suffix(".cpp")
 LANES = 16
 SUFFIXES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 
@@ -61,7 +63,7 @@ def takes(x: Tensor, weight: Tensor | None, residual: Tensor | None) -> bool:
     return (
         fits
         and (residual is None or (_fits(residual) and residual.dtype == x.dtype))
-        and (native.why_unavailable("norm_act") is None)
+        and (native.why_unavailable(SOURCE) is None)
     )
 
 
@@ -89,7 +91,7 @@ class _NormAct(torch.autograd.Function):
         channels = x.shape[1]
         y, mean_VC = torch.empty_like(x), weight.new_empty(views, channels)
         invstd_VC = torch.empty_like(mean_VC)
-        run = native.function("norm_act", f"norm_act_forward_{SUFFIXES[x.dtype]}", FORWARD)
+        run = native.function(SOURCE, f"norm_act_forward_{SUFFIXES[x.dtype]}", FORWARD)
         kept = (weight, bias, state.running_mean, state.running_var, mean_VC, invstd_VC)
         sizes = (views, x.numel() // channels // views, channels)
         run(
@@ -110,7 +112,7 @@ class _NormAct(torch.autograd.Function):
         masked = ctx.has_residual and y is not None
         grad_residual = torch.empty_like(x) if masked else grad_y if ctx.has_residual else None
         grad_weight_VC, grad_bias_VC = torch.empty_like(mean_VC), torch.empty_like(mean_VC)
-        run = native.function("norm_act", f"norm_act_backward_{SUFFIXES[x.dtype]}", BACKWARD)
+        run = native.function(SOURCE, f"norm_act_backward_{SUFFIXES[x.dtype]}", BACKWARD)
         big = (grad_y, x, y, grad_x, grad_residual if masked else None)
         sizes = (views, x.numel() // channels // views, channels)
         small = (weight, mean_VC, invstd_VC, grad_weight_VC, grad_bias_VC)

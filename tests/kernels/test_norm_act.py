@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from pcl_fast.kernels import native, norm_act
+from pcl_fast import native
+from pcl_fast.kernels import norm_act
 from tests.kernels.reference import LAST, copy_of, distance, image, in_float64, norm_state, outcome
 
 # The kernels are part of the product wherever there is a compiler, and the tests' machine has one.
 pytestmark = pytest.mark.skipif(
-    native.why_unavailable("norm_act") is not None, reason=str(native.why_unavailable("norm_act"))
+    native.why_unavailable(norm_act.SOURCE) is not None,
+    reason=str(native.why_unavailable(norm_act.SOURCE)),
 )
 
 SHAPES = [(6, 16, 5, 7), (4, 32, 16, 16), (2, 48, 9, 3), (6, 112, 4, 4), (4, 64, 1, 1)]

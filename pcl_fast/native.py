@@ -1,4 +1,4 @@
-"""C++ kernels for the CPU: compiled once for this processor, kept in a cache folder, loaded by ctypes."""
+"""C++ for the CPU: compiled once for this processor, kept in a cache folder, loaded by ctypes."""
 
 import ctypes
 import functools
@@ -22,31 +22,30 @@ class KernelUnavailableError(Exception):
 
 
 @functools.cache
-def load(name: str) -> ctypes.CDLL:
-    """The library of `NAME.cpp` beside this file; KernelUnavailableError if there is no way to it."""
-    source = Path(__file__).with_name(f"{name}.cpp")
+def load(source: Path) -> ctypes.CDLL:
+    """The library of a C++ file; KernelUnavailableError if there is no way to it."""
     try:
         library = library_path(source)
         if not library.exists():
             compile_library(source, library)
         return ctypes.CDLL(str(library))
     except OSError as error:
-        raise KernelUnavailableError(f"{name}: {error}") from None
+        raise KernelUnavailableError(f"{source.stem}: {error}") from None
 
 
 @functools.cache
-def function(name: str, symbol: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
+def function(source: Path, symbol: str, arguments: tuple[Any, ...]) -> Callable[..., None]:
     """A function of that library that returns nothing, with the ctypes of its arguments."""
-    found = getattr(load(name), symbol)
+    found = getattr(load(source), symbol)
     found.argtypes, found.restype = arguments, None
     return found
 
 
 @functools.cache
-def why_unavailable(name: str) -> str | None:
+def why_unavailable(source: Path) -> str | None:
     """The reason, in one line, why `load` fails; None if it does not."""
     try:
-        load(name)
+        load(source)
     except KernelUnavailableError as error:
         return str(error)
     return None

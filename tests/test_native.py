@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pcl_fast.kernels import native
+from pcl_fast import native
 
 SOURCE = 'extern "C" int answer() { return 42; }\n'
 
@@ -54,10 +54,11 @@ def test_what_does_not_compile_leaves_nothing_and_says_why(tmp_path: Path, cache
 
 def test_without_a_compiler_torch_does_it_and_says_so(tmp_path: Path) -> None:
     script = (
-        "from pcl_fast.kernels import native, norm_act\n"
+        "from pcl_fast import native\n"
+        "from pcl_fast.kernels import norm_act\n"
         "import torch\n"
         "x = torch.randn(2, 16, 4, 4).contiguous(memory_format=torch.channels_last)\n"
-        "print(norm_act.takes(x, torch.ones(16), None), native.why_unavailable('norm_act'))\n"
+        "print(norm_act.takes(x, torch.ones(16), None), native.why_unavailable(norm_act.SOURCE))\n"
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
