@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pcl_fast.contract import EvalBatch, ViewBatch
 from pcl_fast.errors import ConfigError, DataError
-from pipelines.augment import CropTable, Normalisation, Normaliser, draw_crops
+from pipelines.cifar_views import CropTable, Normaliser, draw_crops
+from pipelines.normalisation import Normalisation
 from pipelines.order import check_first_step, epoch_order, steps_per_epoch
 
 

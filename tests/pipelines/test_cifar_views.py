@@ -12,7 +12,8 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.v2 import functional as tv2
 
 from pcl_fast.philox import Stream, philox_numpy
-from pipelines.augment import NORMALISATIONS, CropTable, Normalisation, Normaliser, cifar_views, draw_crops
+from pipelines.cifar_views import CropTable, Normaliser, cifar_views, draw_crops
+from pipelines.normalisation import NORMALISATIONS, Normalisation
 
 CPU = torch.device("cpu")
 CIFAR100 = NORMALISATIONS["cifar100"]
