@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 from pcl_fast.errors import ConfigError
-from pipelines.augment import Normalisation
+from pipelines.normalisation import Normalisation
 
 Order = Literal["shuffled", "pages"]
 Decode = Literal["auto", "cpu", "gpu"]
