@@ -71,7 +71,7 @@ class CropRule:
 
     @property
     def whole(self) -> tuple[int, int, int, int, int, int, int]:
-        """In multiples of 2^-28: least share and span, least logarithm and span, bounds, inverse of the least."""
+        """In multiples of 2^-28: least share, span; least logarithm, span; bounds of the ratio; 1 / the least."""
         low, high = (round(math.log(bound) * ONE) for bound in self.ratio)
         least, most = (round(share * ONE) for share in self.scale)
         bounds = (round(self.ratio[0] * ONE), round(self.ratio[1] * ONE), round(ONE / self.ratio[0]))
@@ -84,7 +84,7 @@ def draw_boxes(
     num_views: int,
     seed: int,
     epoch: int | Tensor,
-    rule: CropRule = CropRule(),  # noqa: B008
+    rule: CropRule = CropRule(),
 ) -> Boxes[Tensor]:
     """Draw every view of the samples, on the device of their int64 sizes (height, width; at most 65535).
 
@@ -102,7 +102,7 @@ def draw_boxes_numpy(
     num_views: int,
     seed: int,
     epoch: int,
-    rule: CropRule = CropRule(),  # noqa: B008
+    rule: CropRule = CropRule(),
 ) -> Boxes[NDArray[Any]]:
     """The boxes of `draw_boxes` as numpy arrays."""
     views_V1, draws_D11 = np.arange(num_views)[:, None], np.arange(ATTEMPTS + 1)[:, None, None]
