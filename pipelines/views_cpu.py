@@ -38,8 +38,7 @@ class Job:
     ) -> None:
         """Ask for the views `boxes` in `views_VBCSS`, made by `spec.empty`; everything on the CPU.
 
-        `colours_VB5` is that of `colour.Colours.packed`. Nothing is copied: a tensor that changes later changes
-        the job, but for boxes that are not dense.
+        Nothing is copied but what is not dense: a tensor that changes later changes what the job asks for.
         """
         assert spec.takes(views_VBCSS), (views_VBCSS.dtype, views_VBCSS.shape, views_VBCSS.stride())
         views, batch = views_VBCSS.shape[:2]
@@ -78,7 +77,8 @@ def make_views_cpu(images_BHWC: Tensor, job: Job, threads: int) -> None:
         KernelUnavailableError: without a C++ compiler.
     """
     image_stride, row_stride, *dense = images_BHWC.stride()
-    assert images_BHWC.dtype == torch.uint8 and dense == [COLOURS, 1], images_BHWC.stride()
+    assert images_BHWC.dtype == torch.uint8, images_BHWC.dtype
+    assert dense == [COLOURS, 1], images_BHWC.stride()
     run = native.function(SOURCE, "views_of_batch", (*(ADDRESS,) * 4, ctypes.c_int))
     run(job.address, images_BHWC.data_ptr(), row_stride, image_stride, threads)
 
