@@ -1,0 +1,219 @@
+"""The straightforward way: PIL and torchvision in the workers of torch's DataLoader.
+
+Written as most people write it, and what every faster loader is measured against: an image is decoded
+by PIL once, each view is torchvision's `resized_crop` with antialiasing of the decoded tensor, rounded
+to bytes, flipped and normalised in the worker. Only the crops are ours: drawn from (seed, epoch,
+sample, view), so that neither workers nor ranks nor the step an epoch is resumed at change a pixel.
+"""
+
+import contextlib
+import signal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms.v2 import functional as F
+
+from pcl_fast.contract import EvalBatch, ViewBatch
+from pcl_fast.errors import DataError, PclError
+from pipelines.boxes import CropRule, draw_boxes_numpy
+from pipelines.images import ImageSource, check_labels, decode, open_images
+from pipelines.normalisation import Normalisation
+from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
+from pipelines.order import EpochPlan, share
+
+# What a worker makes of a batch: images, labels, ids; or in words why it could not.
+Made = tuple[Tensor, Tensor, Tensor] | str
+
+
+class TorchTrainLoader:
+    """Serves augmented views of a folder of images or a .beton file; a `TrainLoader`.
+
+    Worker processes live as long as the iterator of an epoch.
+    """
+
+    def __init__(self, path: Path, options: ImageTrainOptions) -> None:
+        """Open the images.
+
+        Raises:
+            DataError: if they are missing, damaged, of other classes, or too few for one batch.
+            ConfigError: for options that do not fit them.
+        """
+        self.source, self.options = open_images(path), options
+        check_labels(self.source, options.num_classes)
+        self.plan = EpochPlan.of(len(self.source.labels_N), options, self.source.page_of_N)
+        self.num_samples, self.steps_per_epoch = self.plan.num_samples, self.plan.steps_per_epoch
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
+        """Yield the batches of an epoch (0-based) from batch `first_step` on; closing ends the workers.
+
+        The iterator raises DataError naming the image that cannot be decoded, PclError if a worker dies.
+
+        Raises:
+            ConfigError: for a step that the epoch does not have.
+        """
+        batches = self.plan.batches(epoch, first_step)
+        return self._batches(_TrainImages(self.source, self.options, epoch), batches)
+
+    def _batches(self, images: "_TrainImages", batches: Sequence[Tensor]) -> Iterator[ViewBatch]:
+        device, num_views = self.options.device, self.options.num_views
+        for views, labels_B, ids_B in _load(images, batches, self.options):
+            views_VBCHW = _to_device(views, self.options).unflatten(0, (num_views, -1))
+            yield ViewBatch(views_VBCHW, _move(labels_B, device), _move(ids_B, device))
+
+
+class TorchEvalLoader:
+    """Serves the centres of a folder of images or a .beton file, in order; an `EvalLoader`.
+
+    Of several ranks each serves its share, a run of samples; `num_samples` are those of all ranks.
+    """
+
+    def __init__(self, path: Path, options: ImageEvalOptions) -> None:
+        """Open the images.
+
+        Raises:
+            DataError: if they are missing, damaged, or of other classes.
+        """
+        self.source, self.options = open_images(path), options
+        check_labels(self.source, options.num_classes)
+        self.num_samples = len(self.source.labels_N)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """Yield every batch once, the last one shorter if need be."""
+        options = self.options
+        ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
+        batches = ids.split(options.batch_size) if len(ids) else ()
+        for images, labels_B, _ in _load(_EvalImages(self.source, options), batches, options):
+            yield EvalBatch(_to_device(images, options), _move(labels_B, options.device))
+
+
+class _Images(Dataset[Made]):
+    """Makes whole batches: `__getitems__` takes the ids of one."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitems__(self, ids: list[int]) -> Made:
+        try:
+            images = self.views([decode(self.source, sample) for sample in ids], ids)
+        except DataError as error:  # told by the consumer: the worker's traceback helps nobody
+            return str(error)
+        # Collating in the worker writes straight into memory that is shared with the trainer.
+        return default_collate(images), torch.from_numpy(self.source.labels_N[ids]), torch.tensor(ids)
+
+    def views(self, images: list[Image.Image], ids: list[int]) -> list[Tensor]:
+        """Every view of the batch, view by view."""
+        raise NotImplementedError
+
+
+class _TrainImages(_Images):
+    def __init__(self, source: ImageSource, options: ImageTrainOptions, epoch: int) -> None:
+        super().__init__(source)
+        self.options, self.epoch = options, epoch
+        self.rule = CropRule(options.scale, options.ratio)
+
+    def views(self, images: list[Image.Image], ids: list[int]) -> list[Tensor]:
+        options = self.options
+        sizes_B2 = np.array([(image.height, image.width) for image in images])
+        boxes = draw_boxes_numpy(
+            sizes_B2, np.array(ids), options.num_views, options.seed, self.epoch, self.rule
+        )
+        pixels = [F.pil_to_tensor(image) for image in images]
+        return [
+            _view(pixels[place], box.tolist(), bool(flip), options)
+            for boxes_B4, flip_B in zip(boxes.boxes_VB4, boxes.flip_VB, strict=True)
+            for place, (box, flip) in enumerate(zip(boxes_B4, flip_B, strict=True))
+        ]
+
+
+class _EvalImages(_Images):
+    def __init__(self, source: ImageSource, options: ImageEvalOptions) -> None:
+        super().__init__(source)
+        self.options = options
+
+    def views(self, images: list[Image.Image], ids: list[int]) -> list[Tensor]:
+        return [_centre(F.pil_to_tensor(image), self.options) for image in images]
+
+
+def _view(pixels_CHW: Tensor, box: list[int], flip: bool, options: ImageTrainOptions) -> Tensor:
+    size = [options.image_size, options.image_size]
+    view_CHW = F.resized_crop(pixels_CHW, *box, size=size, antialias=True)
+    if flip:
+        view_CHW = F.horizontal_flip(view_CHW)
+    return _normalise(view_CHW, options.normalisation)
+
+
+def _centre(pixels_CHW: Tensor, options: ImageEvalOptions) -> Tensor:
+    resized_CHW = F.resize(pixels_CHW, [options.resize], antialias=True)
+    return _normalise(F.center_crop(resized_CHW, [options.image_size]), options.normalisation)
+
+
+def _normalise(pixels_CHW: Tensor, normalisation: Normalisation) -> Tensor:
+    scaled_CHW = F.to_dtype(pixels_CHW, torch.float32, scale=True)
+    return F.normalize(scaled_CHW, list(normalisation.mean), list(normalisation.std))
+
+
+def _load(
+    images: _Images, batches: Sequence[Tensor], options: ImageOptions
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The batches as the workers make them, in order."""
+    loader: Iterable[Made] = DataLoader(
+        images,  # pyright: ignore[reportArgumentType]
+        batch_sampler=(ids.tolist() for ids in batches),  # pyright: ignore[reportArgumentType]
+        num_workers=options.workers,
+        collate_fn=_as_made,
+        pin_memory=options.device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_trainer,
+    )
+    made_batches = iter(loader)
+    try:
+        with dead_workers_told():
+            for made in made_batches:
+                if isinstance(made, str):
+                    raise DataError(made)
+                yield made
+    finally:
+        # It would do so when it is collected, but the traceback of an exception keeps it alive.
+        getattr(made_batches, "_shutdown_workers", lambda: None)()
+
+
+@contextlib.contextmanager
+def dead_workers_told() -> Generator[None]:
+    """Turn torch's report of a worker that died, which may come at any moment, into one line.
+
+    Raises:
+        PclError: saying how it died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        reason = str(error).split("\n")[0]
+        raise PclError(
+            f"a worker of the loader died ({reason}); if memory ran out, fewer --data.workers need less"
+        ) from None
+
+
+def _as_made(made: Any) -> Any:
+    return made
+
+
+def _leave_signals_to_the_trainer(_: int) -> None:
+    """Ctrl-C and the signals of schedulers reach workers, too; the trainer saves first and then ends them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _move(numbers: Tensor, device: torch.device) -> Tensor:
+    return numbers.to(device, non_blocking=True)
+
+
+def _to_device(images: Tensor, options: ImageOptions) -> Tensor:
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    return _move(images, options.device).to(options.dtype, memory_format=layout)
