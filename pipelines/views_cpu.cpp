@@ -14,14 +14,11 @@
 
 namespace {
 
-constexpr int LANES = 16, COLOURS = 3, CELL = 4;  // a pixel's colours are summed in a register of four
-constexpr int JITTERS = 5;                        // brightness, contrast, saturation, their order, whether gray
+constexpr int COLOURS = 3, CELL = 4;  // a pixel's colours are summed in a register of four
+constexpr int ROWS = 4;               // rows whose columns are summed together, as the weights are the same
+constexpr int JITTERS = 5;            // brightness, contrast, saturation, their order, whether gray
 constexpr float WHITE = 255.0f;
 
-typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES), aligned(2)));
 typedef float Cell __attribute__((vector_size(4 * CELL), aligned(4)));
 
 }  // namespace
@@ -67,24 +64,21 @@ struct Taps {
     }
 };
 
-inline Floats widen(Bytes bytes) { return __builtin_convertvector(__builtin_convertvector(bytes, Words), Floats); }
-
 // Sums `count` rows of bytes, `stride` apart, into `length` floats.
 template <int COUNT>
-void sum_rows(const uint8_t* rows, long stride, const float* weights, long count, long length, float* sums) {
-    const long taps = COUNT ? COUNT : count;
-    const auto block = [&](long at, long bytes) {
-        Floats sum = {};
-        for (long tap = 0; tap < taps; ++tap) {
-            Bytes pixels = {};
-            std::memcpy(&pixels, rows + tap * stride + at, bytes);
-            sum += weights[tap] * widen(pixels);
+void sum_rows(const uint8_t* __restrict rows, long stride, const float* __restrict weights, long count, long length,
+              float* __restrict sums) {
+    if constexpr (COUNT) {
+        for (long at = 0; at < length; ++at) {
+            float sum = 0;
+            for (int tap = 0; tap < COUNT; ++tap) sum += weights[tap] * float(int(rows[tap * stride + at]));
+            sums[at] = sum;
         }
-        std::memcpy(sums + at, &sum, sizeof sum);
-    };
-    long at = 0;
-    for (; at + LANES <= length; at += LANES) block(at, LANES);
-    if (at < length) block(at, length - at);
+    } else {
+        sum_rows<4>(rows, stride, weights, 4, length, sums);
+        for (long tap = 4; tap < count; ++tap)
+            for (long at = 0; at < length; ++at) sums[at] += weights[tap] * float(int(rows[tap * stride + at]));
+    }
 }
 
 inline Cell load(const float* p) {
@@ -95,16 +89,19 @@ inline Cell load(const float* p) {
 
 inline void store(float* p, Cell cell) { std::memcpy(p, &cell, sizeof cell); }
 
-// Sums neighbours in a row of pixels for each place of the view; writes one float beyond its end.
-template <int COUNT>
-void sum_columns(const float* row, const Taps& taps, Cell scale, Cell shift, float* view) {
+// Sums neighbours in some rows of pixels for each place of a view; writes one float beyond the end of each.
+template <int COUNT, int ROWS>
+void sum_columns(const float* rows, long stride, const Taps& taps, Cell scale, Cell shift, float* out, long out_stride) {
     const long count = COUNT ? COUNT : taps.count, size = taps.first.size();
     const float* weights = taps.weights.data();
     for (long place = 0; place < size; ++place, weights += count) {
-        const float* pixel = row + COLOURS * taps.first[place];
-        Cell sum = weights[0] * load(pixel);
-        for (long tap = 1; tap < count; ++tap) sum += weights[tap] * load(pixel + COLOURS * tap);
-        store(view + COLOURS * place, sum * scale + shift);
+        const float* pixel = rows + COLOURS * taps.first[place];
+        Cell sums[ROWS] = {};
+        for (long tap = 0; tap < count; ++tap)
+            for (int row = 0; row < ROWS; ++row)
+                sums[row] += weights[tap] * load(pixel + row * stride + COLOURS * tap);
+        for (int row = 0; row < ROWS; ++row)
+            store(out + row * out_stride + COLOURS * place, sums[row] * scale + shift);
     }
 }
 
@@ -160,63 +157,75 @@ inline void put(uint16_t* out, float value) {
 // Writes one row of a view where the job wants it.
 template <class T>
 void emit(const Job& job, const float* row, T* view, long y) {
-    if (job.planar) {
+    const auto spread = [&](auto channels) {
+        T* out = view + y * job.size * channels;
+        for (long x = 0; x < job.size; ++x)
+            for (int c = 0; c < channels; ++c) put(out + x * channels + c, c < COLOURS ? row[x * COLOURS + c] : 0.0f);
+    };
+    if (job.planar)
         for (int c = 0; c < COLOURS; ++c)
-            for (long x = 0; x < job.size; ++x)
-                put(view + (c * job.size + y) * job.size + x, row[x * COLOURS + c]);
-    } else if (job.channels == COLOURS) {
+            for (long x = 0; x < job.size; ++x) put(view + (c * job.size + y) * job.size + x, row[x * COLOURS + c]);
+    else if (job.channels == 8)
+        spread(std::integral_constant<int, 8>{});
+    else if (job.channels == 4)
+        spread(std::integral_constant<int, 4>{});
+    else
         for (long i = 0; i < job.size * COLOURS; ++i) put(view + y * job.size * COLOURS + i, row[i]);
-    } else {
-        T* out = view + y * job.size * job.channels;
-        for (long x = 0; x < job.size; ++x, out += job.channels)
-            for (int c = 0; c < job.channels; ++c) put(out + c, c < COLOURS ? row[x * COLOURS + c] : 0.0f);
-    }
 }
 
 // The memory of one thread, kept from view to view.
 struct Scratch {
     Taps rows, columns;
-    std::vector<float> sums, row, view;
+    std::vector<float> sums, block, view;
 };
+
+// Calls take(y, row) for each row of a view: pixels * scale + shift, one after the other.
+template <class Take>
+void resample(const Job& job, const uint8_t* pixels, long stride, long place, Scratch& scratch, Cell scale, Cell shift,
+              Take take) {
+    const int64_t whole[] = {job.size, job.size, 0, 0};
+    const int64_t *box = job.boxes + 4 * place, *grid = job.grids ? job.grids + 4 * place : whole;
+    const long size = job.size, length = box[3] * COLOURS, row_length = size * COLOURS + 1, sums_length = length + 1;
+    Taps &rows = scratch.rows, &columns = scratch.columns;
+    rows.fill(box[2], grid[0], grid[2], size, false);
+    columns.fill(box[3], grid[1], grid[3], size, job.flips[place]);
+    scratch.sums.resize(ROWS * sums_length);
+    scratch.block.resize(ROWS * row_length);
+    float *sums = scratch.sums.data(), *block = scratch.block.data();
+    for (long y = 0; y < size; y += ROWS) {
+        const long count = std::min<long>(ROWS, size - y);
+        for (long row = 0; row < count; ++row)
+            with_count(rows.count, [&](auto taps) {
+                const uint8_t* first = pixels + (box[0] + rows.first[y + row]) * stride + box[1] * COLOURS;
+                const float* weights = &rows.weights[(y + row) * rows.count];
+                sum_rows<taps>(first, stride, weights, rows.count, length, sums + row * sums_length);
+            });
+        with_count(columns.count, [&](auto taps) {
+            if (count == ROWS)
+                sum_columns<taps, ROWS>(sums, sums_length, columns, scale, shift, block, row_length);
+            else
+                for (long row = 0; row < count; ++row)
+                    sum_columns<taps, 1>(sums + row * sums_length, 0, columns, scale, shift, block + row * row_length, 0);
+        });
+        for (long row = 0; row < count; ++row) take(y + row, block + row * row_length);
+    }
+}
 
 template <class T>
 void make_view(const Job& job, const uint8_t* pixels, long stride, long place, Scratch& scratch) {
-    const int64_t whole[] = {job.size, job.size, 0, 0};
-    const int64_t *box = job.boxes + 4 * place, *grid = job.grids ? job.grids + 4 * place : whole;
-    const long size = job.size, length = box[3] * COLOURS;
-    auto& [rows, columns, sums, row, view] = scratch;
-    rows.fill(box[2], grid[0], grid[2], size, false);
-    columns.fill(box[3], grid[1], grid[3], size, job.flips[place]);
-    sums.resize(length + LANES);
-    row.resize(size * COLOURS + 1);
-    const float* colours = job.colours ? job.colours + JITTERS * place : nullptr;
-    if (colours) view.resize(size * size * COLOURS + 1);
+    const Cell scale = {job.scale[0], job.scale[1], job.scale[2], 0}, shift = {job.shift[0], job.shift[1], job.shift[2], 0};
+    const long length = job.size * COLOURS;
+    T* out = static_cast<T*>(job.out) + place * job.size * job.size * job.channels;
+    const auto write = [&](long y, const float* row) { emit(job, row, out, y); };
+    if (!job.colours) return resample(job, pixels, stride, place, scratch, scale, shift, write);
 
-    const Cell normal = {job.scale[0], job.scale[1], job.scale[2], 0}, one = {1, 1, 1, 1};
-    const Cell shift = {job.shift[0], job.shift[1], job.shift[2], 0};
-    T* out = static_cast<T*>(job.out) + place * size * size * job.channels;
-    pixels += box[0] * stride + box[1] * COLOURS;
-    for (long y = 0; y < size; ++y) {
-        const uint8_t* first = pixels + rows.first[y] * stride;
-        const float* weights = &rows.weights[y * rows.count];
-        with_count(rows.count, [&](auto count) {
-            sum_rows<count>(first, stride, weights, rows.count, length, sums.data());
-        });
-        with_count(columns.count, [&](auto count) {
-            if (colours)
-                sum_columns<count>(sums.data(), columns, one, Cell{}, &view[y * size * COLOURS]);
-            else
-                sum_columns<count>(sums.data(), columns, normal, shift, row.data());
-        });
-        if (!colours) emit(job, row.data(), out, y);
-    }
-    if (!colours) return;
-    jitter(view.data(), size * size, colours);
-    for (long y = 0; y < size; ++y) {
-        for (long i = 0; i < size * COLOURS; ++i)
-            row[i] = view[y * size * COLOURS + i] * job.scale[i % COLOURS] + job.shift[i % COLOURS];
-        emit(job, row.data(), out, y);
-    }
+    scratch.view.resize(job.size * length);
+    float* view = scratch.view.data();
+    resample(job, pixels, stride, place, scratch, Cell{1, 1, 1, 1}, Cell{},
+             [&](long y, const float* row) { std::copy(row, row + length, view + y * length); });
+    jitter(view, job.size * job.size, job.colours + JITTERS * place);
+    for (long i = 0; i < job.size * length; ++i) view[i] = view[i] * scale[i % COLOURS] + shift[i % COLOURS];
+    for (long y = 0; y < job.size; ++y) write(y, view + y * length);
 }
 
 }  // namespace
