@@ -3,7 +3,7 @@
 The random crops are torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`, drawn from (seed,
 epoch, sample, view) alone: philox's key is (seed, Stream.AUGMENT), its counter (epoch, sample, view,
 draw). Draw 0 to 9 are the ten attempts (words: share of the area, ratio, top, left), draw 10 is the
-flip. Numpy, torch and Triton (`views_triton`) give the same bits, because nothing is computed but
+flip. Numpy, torch and Triton (boxes_triton.py) give the same bits, because nothing is computed but
 integers and float64 products and square roots, which are correctly rounded everywhere, and no product
 is ever added to anything, so that there is nothing a compiler could fuse.
 
@@ -71,11 +71,14 @@ class CropRule:
 
     @property
     def whole(self) -> tuple[int, int, int, int, int, int, int]:
-        """In multiples of 2^-28: least share, span; least logarithm, span; bounds of the ratio; 1 / the least."""
+        """Least share, span; least logarithm, span; ratio bounds; 1 / the least: multiples of 2^-28."""
         low, high = (round(math.log(bound) * ONE) for bound in self.ratio)
         least, most = (round(share * ONE) for share in self.scale)
         bounds = (round(self.ratio[0] * ONE), round(self.ratio[1] * ONE), round(ONE / self.ratio[0]))
         return least, most - least, low, high - low, *bounds
+
+
+IMAGENET_CROPS = CropRule()
 
 
 def draw_boxes(
@@ -84,7 +87,7 @@ def draw_boxes(
     num_views: int,
     seed: int,
     epoch: int | Tensor,
-    rule: CropRule = CropRule(),
+    rule: CropRule = IMAGENET_CROPS,
 ) -> Boxes[Tensor]:
     """Draw every view of the samples, on the device of their int64 sizes (height, width; at most 65535).
 
@@ -102,7 +105,7 @@ def draw_boxes_numpy(
     num_views: int,
     seed: int,
     epoch: int,
-    rule: CropRule = CropRule(),
+    rule: CropRule = IMAGENET_CROPS,
 ) -> Boxes[NDArray[Any]]:
     """The boxes of `draw_boxes` as numpy arrays."""
     views_V1, draws_D11 = np.arange(num_views)[:, None], np.arange(ATTEMPTS + 1)[:, None, None]
