@@ -3,7 +3,7 @@
 import torch
 
 from pcl_fast import kernels
-from pcl_fast.config import NUM_CLASSES, Config
+from pcl_fast.config import Config
 from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.guard import FiniteGuard
 from pcl_fast.models.peers import PeerNetwork
@@ -25,7 +25,7 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
         torch.manual_seed(config.seed)
         network = PeerNetwork(
             backbone,
-            NUM_CLASSES[config.data.dataset],
+            config.data.classes,
             objective.num_peers,
             ensemble=objective.has_ensemble,
             bn_views=config.pcl.bn_views,

@@ -7,11 +7,12 @@ the flag, the value and the fix. Fields whose value in the paper is inferred or 
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pcl_fast.errors import ConfigError, did_you_mean
+from pcl_fast.errors import ConfigError
 
 DatasetName = Literal["cifar10", "cifar100", "imagenet"]
+Backend = Literal["resident", "ffcv", "dali", "torch", "synthetic"]
 NUM_CLASSES: dict[DatasetName, int] = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}
 TRAIN_IMAGES: dict[DatasetName, int] = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 TEST_IMAGES: dict[DatasetName, int] = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 50_000}
@@ -31,9 +32,27 @@ class DataConfig:
     dataset: DatasetName = "cifar10"
     """The data set; its augmentation, normalisation and number of classes follow from it."""
     root: Path | None = None
-    """Folder of the fetched data sets; by default the one `pcl-fast fetch` writes to."""
-    backend: Literal["resident", "synthetic"] = "resident"
-    """resident: the data set lies in device memory and is augmented there. synthetic: random images."""
+    """Folder of the fetched CIFAR data sets; by default the one `pcl-fast fetch` writes to."""
+    train: Path | None = None
+    """ImageNet's training images: a .beton file, or a folder with a subfolder for each class."""
+    val: Path | None = None
+    """ImageNet's validation images, likewise."""
+    num_classes: int | None = None
+    """Classes of the data set; by default as many as it has."""
+    backend: Backend = "resident"
+    """ffcv, dali, torch: images are decoded by that library. resident: the data set (CIFAR) lies in device
+    memory and is augmented there. synthetic: random images."""
+    workers: int | None = None
+    """Threads or processes that decode; by default one for each core that this process may use."""
+    decode: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where dali decodes; auto is where the run's device is."""
+    image_size: int | None = None
+    """Height and width of the views; by default the data set's (ImageNet: 224)."""
+    order: Literal["shuffled", "pages"] = "shuffled"
+    """shuffled: uniformly. pages: window by window, which reads a .beton larger than memory once an epoch."""
+    window_pages: int = 256
+    """Pages of a .beton (8 MiB each, unless converted otherwise) that are shuffled together: half of what
+    memory must hold."""
     subset: int | None = None
     """Train on the first SUBSET images only."""
     drop_last: bool = True
@@ -42,6 +61,20 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Validate."""
         _require(self.subset is None or self.subset > 0, "data.subset", self.subset, "give at least 1 image")
+        for name in ("num_classes", "image_size", "workers", "window_pages"):
+            value, least = getattr(self, name), 0 if name == "workers" else 1
+            flag = f"data.{name.replace('_', '-')}"
+            _require(value is None or value >= least, flag, value, f"give at least {least}")
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, given or the data set's."""
+        return self.num_classes or NUM_CLASSES[self.dataset]
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the views, given or the data set's."""
+        return self.image_size or IMAGE_SIZES[self.dataset]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,55 +222,3 @@ class Config:
     def __post_init__(self) -> None:
         """Validate."""
         _require(0 <= self.seed < 2**32, "seed", self.seed, "give 0 to 4294967295")
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain nested values, ready for JSON."""
-    return _plain(dataclasses.asdict(config))
-
-
-def from_dict(values: dict[str, Any], kind: type = Config, where: str = "config.json") -> Any:
-    """The inverse of `to_dict`; an unknown key raises ConfigError naming the nearest known one."""
-    known = {spec.name: spec for spec in dataclasses.fields(kind)}
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'.{did_you_mean(key, known)}")
-    made: dict[str, Any] = {}
-    for key, value in values.items():
-        declared = known[key].type
-        if isinstance(declared, type) and dataclasses.is_dataclass(declared):
-            made[key] = from_dict(value, declared, f"{where}: {key}")
-        elif isinstance(value, list):
-            made[key] = tuple(value)  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            made[key] = Path(value) if value is not None and declared == Path | None else value
-    return kind(**made)
-
-
-def differences(old: Config, new: Config, ignored: frozenset[str]) -> list[str]:
-    """One line `key: old -> new` for each setting that differs, but for the `ignored` dotted keys."""
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in before
-        if key not in ignored and before.get(key) != after.get(key)
-    ]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
-    return str(value) if isinstance(value, Path) else value

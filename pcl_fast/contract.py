@@ -4,19 +4,23 @@ Shape letters, used in names throughout: V views (or peers), B batch, C classes 
 `BCHW`), F features, H and W pixels.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from torch import Tensor
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
 class ViewBatch:
     """One training batch: every sample augmented once per view, on the training device.
 
-    `views_VBCHW` is float32 and normalised; each view may be channels-last in memory. `labels_B`
-    is int64. `sample_ids_B` is int64, the samples' places in the data set.
+    `views_VBCHW` is normalised, float32 (or bfloat16 where that is what convolutions compute in); each
+    view may be channels-last in memory. `labels_B` is int64. `sample_ids_B` is int64, the samples'
+    places in the data set.
     """
 
     views_VBCHW: Tensor
@@ -26,7 +30,7 @@ class ViewBatch:
 
 @dataclass(frozen=True, slots=True)
 class EvalBatch:
-    """One evaluation batch: un-augmented, normalised float32 images on the training device."""
+    """One evaluation batch: un-augmented, normalised images on the training device, of a view's type."""
 
     images_BCHW: Tensor
     labels_B: Tensor
@@ -58,7 +62,11 @@ class TrainLoader(Protocol):
         ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
-        """Yield the batches of an epoch (0-based) from batch `first_step` on."""
+        """Yield the batches of an epoch (0-based) from batch `first_step` on.
+
+        Batches may be kept: nothing is written to them later. What the iterator holds (threads,
+        processes) ends when it is exhausted, closed or dropped, and what goes wrong there is raised here.
+        """
         ...
 
 
@@ -81,3 +89,24 @@ class OpenData:
 
     train: TrainLoader
     val: EvalLoader
+
+    def close(self) -> None:
+        """Close the loaders that can be closed."""
+        for loader in (self.train, self.val):
+            close_if_possible(loader)
+
+
+@contextlib.contextmanager
+def ended(batches: Iterator[Batch]) -> Generator[Iterator[Batch]]:
+    """A loader's iterator within a block; threads and processes that it holds end with the block."""
+    try:
+        yield batches
+    finally:
+        close_if_possible(batches)
+
+
+def close_if_possible(holder: object) -> None:
+    """Call `close()` of what has one."""
+    close = getattr(holder, "close", None)
+    if close is not None:
+        close()

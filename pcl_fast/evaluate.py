@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.contract import EvalLoader, PeerOutputs
+from pcl_fast.first_batch import CheckedEvalLoader
 from pcl_fast.metrics import Accuracy, Predict, measure_heads
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.step.state import TrainState
@@ -18,7 +19,12 @@ def evaluate_state(
 
     The heads are the student's (`peer1`..., `ensemble`) and the mean teacher's (`mean_teacher1`...,
     `mean_ensemble`). `each_batch` is called before every batch and may raise to stop.
+
+    Raises:
+        DataError: if the first batch is not as agreed.
     """
+    device = next(state.network.parameters()).device
+    loader = CheckedEvalLoader(loader, state.network.num_classes, device)
     student = _predictor(state.network, state.amp_dtype)
     heads = measure_heads(student, loader, ("peer", "ensemble"), each_batch)
     if state.mean_teacher is not None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcl_fast.build import build_network
-from pcl_fast.config import IMAGE_SIZES, NUM_CLASSES, TRAIN_IMAGES, Config
+from pcl_fast.config import TRAIN_IMAGES, Config
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import make_objective
 from pcl_fast.schedules import milestone_epoch
@@ -43,15 +43,18 @@ class RunFigures:
         return self.train_flops_per_image * self.global_batch * self.total_steps
 
 
-def run_figures(config: Config) -> RunFigures:
-    """Derive the figures of a resolved configuration; builds its networks on the CPU."""
+def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
+    """Derive the figures of a resolved configuration; builds its networks on the CPU.
+
+    `train_images` are those of the data set at hand, if it is not the published one.
+    """
     objective = make_objective(config)
-    images = config.data.subset or TRAIN_IMAGES[config.data.dataset]
+    images = config.data.subset or train_images or TRAIN_IMAGES[config.data.dataset]
     batch = config.train.batch_size
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
-    plain = find_backbone(config.model, config.split).build(NUM_CLASSES[config.data.dataset])
-    size = IMAGE_SIZES[config.data.dataset]
+    plain = find_backbone(config.model, config.split).build(config.data.classes)
+    size = config.data.pixels
     forward = forward_flops(network, torch.zeros(objective.num_views, 1, 3, size, size))
     return RunFigures(
         train_images=images,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcl_fast.contract import EvalLoader, PeerOutputs
+from pcl_fast.contract import EvalLoader, PeerOutputs, ended
 
 
 class RunningMeans:
@@ -92,16 +92,17 @@ def measure_heads(
     sums: Tensor | None = None
     images = 0
     has_ensemble = False
-    for batch in loader:
-        each_batch()
-        outputs = predict(batch.images_BCHW[None])
-        heads_HBC = outputs.logits_VBC
-        has_ensemble = outputs.ensemble_logits_BC is not None
-        if outputs.ensemble_logits_BC is not None:
-            heads_HBC = torch.cat([heads_HBC, outputs.ensemble_logits_BC[None]])
-        scores = _scores(heads_HBC.float(), batch.labels_B)
-        sums = scores if sums is None else sums + scores
-        images += len(batch.labels_B)
+    with ended(iter(loader)) as batches:
+        for batch in batches:
+            each_batch()
+            outputs = predict(batch.images_BCHW[None])
+            heads_HBC = outputs.logits_VBC
+            has_ensemble = outputs.ensemble_logits_BC is not None
+            if outputs.ensemble_logits_BC is not None:
+                heads_HBC = torch.cat([heads_HBC, outputs.ensemble_logits_BC[None]])
+            scores = _scores(heads_HBC.float(), batch.labels_B)
+            sums = scores if sums is None else sums + scores
+            images += len(batch.labels_B)
     assert sums is not None, "an evaluation loader yields at least one batch"
     peers = len(sums) - has_ensemble
     heads = [f"{names[0]}{j + 1}" for j in range(peers)] + [names[1]] * has_ensemble

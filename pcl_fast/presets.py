@@ -105,7 +105,7 @@ def _imagenet(model: str) -> Config:
     batch = 256
     return Config(
         model=model,
-        data=DataConfig(dataset="imagenet"),
+        data=DataConfig(dataset="imagenet", backend="ffcv"),
         pcl=PclConfig(rampup_share=20 / 90),
         optim=OptimConfig(lr=0.1 * batch / 256, weight_decay=1e-4, milestones=(30 / 90, 60 / 90)),
         train=TrainConfig(epochs=90, batch_size=batch),

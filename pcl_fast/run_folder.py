@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pcl_fast import atomic
 from pcl_fast.checkpoint import CheckpointStore, RunLock
-from pcl_fast.config import Config, differences, from_dict, to_dict
+from pcl_fast.config import Config
+from pcl_fast.config_file import differences, from_dict, to_dict
 from pcl_fast.errors import ConfigError
 
 # Settings that change where or how loudly a run works, but not what it computes.
@@ -15,6 +16,9 @@ FREE_SETTINGS = frozenset(
         "resume",
         "device",
         "data.root",
+        "data.train",
+        "data.val",
+        "data.workers",
         "train.log_every",
         "train.save_every",
         "train.eval_batch_size",

@@ -9,9 +9,10 @@ import torch
 from pcl_fast.build import build_state
 from pcl_fast.checkpoint import save_model
 from pcl_fast.config import Config
-from pcl_fast.contract import OpenData, ViewBatch
+from pcl_fast.contract import OpenData, ViewBatch, ended
 from pcl_fast.errors import DivergedError, PclError, Preempted
 from pcl_fast.evaluate import evaluate_state
+from pcl_fast.first_batch import check_views, checked
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.schedules import ema_coefficient, learning_rate, rampup_weight
@@ -43,7 +44,8 @@ class Trainer:
         """Train to the last epoch, and return what every head reached after it, by its name.
 
         Raises Preempted after a signal, with everything saved; DivergedError if something is not
-        finite, with the last good checkpoint kept; PclError if the disk refuses a save that must be.
+        finite, with the last good checkpoint kept; DataError if the first batch of an epoch is not as agreed;
+        PclError if the disk refuses a save that must be.
         """
         self._resume()
         info = RunInfo(
@@ -78,14 +80,23 @@ class Trainer:
         self.epoch_means.restart_clock()
         steps_per_epoch = self.data.train.steps_per_epoch
         first = self.steps_done - epoch * steps_per_epoch
-        for batch in self.data.train.epoch(epoch, first) if first < steps_per_epoch else ():
-            moment = self._moment(epoch)
-            metrics = train_step(self.state, batch, moment)
-            self._account(batch, metrics, moment, epoch)
-            for sink in self.sinks:
-                sink.stepped(self.steps_done)
-            self._serve_stop()
+        if first < steps_per_epoch:
+            with ended(checked(self.data.train.epoch(epoch, first), self._check)) as batches:
+                for batch in batches:
+                    self._train_batch(batch, epoch)
         self.state.guard.check()
+
+    def _check(self, batch: ViewBatch) -> None:
+        check_views(batch, self.objective.num_views, self.state.network.num_classes, self.device)
+
+    def _train_batch(self, batch: ViewBatch, epoch: int) -> None:
+        """One step, told to the sinks; then a signal is served."""
+        moment = self._moment(epoch)
+        metrics = train_step(self.state, batch, moment)
+        self._account(batch, metrics, moment, epoch)
+        for sink in self.sinks:
+            sink.stepped(self.steps_done)
+        self._serve_stop()
 
     def _account(self, batch: ViewBatch, metrics: StepMetrics, moment: Moment, epoch: int) -> None:
         """Count a step; check it and write it down where that is due."""

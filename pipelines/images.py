@@ -3,13 +3,14 @@
 import io
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from pcl_fast.beton import RAW
 from pcl_fast.errors import DataError
@@ -18,18 +19,22 @@ from pcl_fast.manifest import damaged_sample, open_with_manifest
 SPLITS = {"train", "val", "test"}
 
 
+@dataclass(frozen=True, slots=True)
+class ClassList:
+    """How many classes a data set has, and their names in the order of labels, if it tells them."""
+
+    number: int
+    names: tuple[str, ...] | None
+
+
 class ImageSource(Protocol):
     """Images that can be read one by one, by any number of processes.
 
-    `labels_N` is int64. `classes` are the names in the order of the labels, None if nobody wrote them
-    down; `num_classes` is then what the labels need. `page_of_N` says on which page of the file a
-    sample lies, None of a folder.
+    `labels_N` is int64. `page_of_N` says on which page of the file a sample lies, None of a folder.
     """
 
     path: Path
     labels_N: NDArray[np.int64]
-    classes: tuple[str, ...] | None
-    num_classes: int
     page_of_N: NDArray[np.integer] | None
 
     def damaged(self, sample: int, why: str) -> DataError:
@@ -49,16 +54,26 @@ def open_images(path: Path) -> ImageSource:
     """The images of a folder with a subfolder for each class, or of a .beton file.
 
     Raises:
-        DataError: if there is nothing, or something else, or what is there is damaged.
+        DataError: if there are none, or something else, or they are damaged in a way that shows now.
     """
     if path.is_dir():
         return ImageFolder(path)
-    if not path.exists():
-        raise DataError(
-            f"{path}: no such file or folder; give a .beton file (`pcl-fast convert` makes one) "
-            "or a folder with a subfolder of images for each class"
-        )
     return BetonImages(path)
+
+
+def list_classes(path: Path) -> ClassList:
+    """The classes of a folder, without looking at its images, or of a .beton file.
+
+    Raises:
+        DataError: as `open_images`.
+    """
+    if path.is_dir():
+        names = _class_folders(path)
+        return ClassList(len(names), names)
+    images = BetonImages(path)
+    if images.manifest is not None:
+        return ClassList(len(images.manifest.classes), images.manifest.classes)
+    return ClassList(int(images.labels_N.max()) + 1, None)
 
 
 def decode(source: ImageSource, sample: int) -> Image.Image:
@@ -79,7 +94,6 @@ def decode(source: ImageSource, sample: int) -> Image.Image:
 class ImageFolder:
     """Files in a folder for each class, in torchvision's order; an `ImageSource`."""
 
-    classes: tuple[str, ...] | None
     page_of_N: NDArray[np.integer] | None = None
 
     def __init__(self, path: Path) -> None:
@@ -88,17 +102,13 @@ class ImageFolder:
         Raises:
             DataError: if there are no class folders, a class has no images, or these are splits.
         """
+        names = _class_folders(path)
         try:
-            names, numbers = find_classes(path)
-            if names and set(names) <= SPLITS:
-                raise DataError(f"{path}: holds {' and '.join(names)}, not classes; give {path / names[-1]}")
+            numbers = {name: number for number, name in enumerate(names)}
             found = make_dataset(path, numbers, extensions=IMG_EXTENSIONS)
-        except FileNotFoundError as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{path}: {reason} Give a folder with a subfolder of images for each class"
-            ) from None
-        self.path, self.classes, self.num_classes = path, tuple(names), len(names)
+        except FileNotFoundError as error:  # of torchvision, for classes without images
+            raise DataError(f"{path}: {' '.join(str(error).split())}") from None
+        self.path = path
         self.labels_N = np.array([label for _, label in found], np.int64)
         # One array of bytes: a million Python strings would be copied into every worker, page by page.
         self._files_N = np.array([os.fsencode(os.path.relpath(file, path)) for file, _ in found])
@@ -136,8 +146,6 @@ class BetonImages:
         self.path = path
         self.file, self.manifest = open_with_manifest(path)
         self.labels_N, self.page_of_N = self.file.labels_N, self.file.page_of_N
-        self.classes = self.manifest.classes if self.manifest else None
-        self.num_classes = len(self.classes) if self.classes else int(self.labels_N.max()) + 1
         self._unchecked_N = np.ones(len(self.labels_N), np.bool_)
 
     def damaged(self, sample: int, why: str) -> DataError:
@@ -154,6 +162,15 @@ class BetonImages:
             height, width = map(int, self.file.sizes_N2[sample])
             return Image.frombytes("RGB", (width, height), data)
         return _open(self, sample, data)
+
+
+def _class_folders(path: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in os.scandir(path) if entry.is_dir()))
+    if not names:
+        raise DataError(f"{path}: has no subfolders; give a folder with a subfolder of images for each class")
+    if set(names) <= SPLITS:
+        raise DataError(f"{path}: holds {' and '.join(names)}, not classes; give one of these")
+    return names
 
 
 def check_labels(source: ImageSource, num_classes: int) -> None:

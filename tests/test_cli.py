@@ -142,8 +142,8 @@ def test_missing_data_is_exit_3_and_names_the_command_that_fetches_it(
     assert list(Path().iterdir()) == [], "no run folder was made"
 
 
-def test_imagenet_cannot_be_read_yet(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "ImageNet" in error_of(["train", "imagenet-r18"], 3, capsys)
+def test_imagenet_needs_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data.train is missing: give --data.train" in error_of(["train", "imagenet-r18"], 2, capsys)
 
 
 def test_a_run_that_diverges_is_exit_4(capsys: pytest.CaptureFixture[str]) -> None:

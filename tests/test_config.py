@@ -14,11 +14,8 @@ from pcl_fast.config import (
     OptimConfig,
     PclConfig,
     TrainConfig,
-    differences,
-    flatten,
-    from_dict,
-    to_dict,
 )
+from pcl_fast.config_file import differences, flatten, from_dict, to_dict
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError, PclError
 from pcl_fast.presets import find_preset, preset_names
@@ -29,6 +26,10 @@ NAN = float("nan")
 RULES: list[tuple[Callable[..., Any], str, Any, str, str]] = [
     (DataConfig, "subset", 0, "--data.subset 0", "at least 1 image"),
     (DataConfig, "subset", -5, "--data.subset -5", "at least 1 image"),
+    (DataConfig, "num_classes", 0, "--data.num-classes 0", "at least 1"),
+    (DataConfig, "image_size", 0, "--data.image-size 0", "at least 1"),
+    (DataConfig, "workers", -1, "--data.workers -1", "at least 0"),
+    (DataConfig, "window_pages", 0, "--data.window-pages 0", "at least 1"),
     (PclConfig, "num_peers", 0, "--pcl.num-peers 0", "1 to 8"),
     (PclConfig, "num_peers", 9, "--pcl.num-peers 9", "1 to 8"),
     (PclConfig, "temperature", 0.0, "--pcl.temperature 0.0", "positive number"),
@@ -84,8 +85,15 @@ def test_values_at_the_edge_are_taken() -> None:
     assert (optim.momentum, optim.weight_decay, optim.milestones) == (0.0, 0.0, ())
     ones = {"epochs", "batch_size", "eval_batch_size", "eval_every", "save_every", "log_every"}
     assert set(dataclasses.asdict(TrainConfig(**dict.fromkeys(ones, 1))).values()) == {1}
-    config = Config(seed=2**32 - 1, data=DataConfig(subset=1))
-    assert (config.seed, config.data.subset) == (2**32 - 1, 1)
+    config = Config(seed=2**32 - 1, data=DataConfig(subset=1, workers=0))
+    assert (config.seed, config.data.subset, config.data.workers) == (2**32 - 1, 1, 0)
+
+
+def test_classes_and_size_are_those_given_or_the_data_sets() -> None:
+    assert (DataConfig().classes, DataConfig().pixels) == (10, 32)
+    assert (DataConfig(dataset="imagenet").classes, DataConfig(dataset="imagenet").pixels) == (1000, 224)
+    given = DataConfig(dataset="imagenet", num_classes=18, image_size=96)
+    assert (given.classes, given.pixels) == (18, 96)
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -97,7 +105,8 @@ def test_a_configuration_cannot_be_changed() -> None:
 def test_every_preset_survives_a_file(name: str) -> None:
     preset = find_preset(name)
     given = dataclasses.replace(preset.config, device="cpu", run_dir=Path("some") / "where")
-    given = dataclasses.replace(given, data=dataclasses.replace(given.data, root=Path("data")))
+    paths = {name: Path("some") / name for name in ("root", "train", "val")}
+    given = dataclasses.replace(given, data=dataclasses.replace(given.data, **paths))
     for config in (preset.config, given, resolve(given)):
         read = from_dict(json.loads(json.dumps(to_dict(config))))
         assert read == config

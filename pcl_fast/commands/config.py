@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pcl_fast.build import describe_kernels
+from pcl_fast.commands.image_data import count_train_images
 from pcl_fast.commands.settings import choose
-from pcl_fast.config import Config, flatten, to_dict
+from pcl_fast.config import Config
+from pcl_fast.config_file import flatten, to_dict
 from pcl_fast.figures import RunFigures, run_figures
 
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -21,7 +23,7 @@ def main(words: Sequence[str]) -> None:
     console = Console()
     first_of_method = {config.method: (config, path) for config, path in reversed(chosen.runs)}
     for config, path in reversed(first_of_method.values()):
-        console.print(figures_table(config, path, run_figures(config)))
+        console.print(figures_table(config, path, run_figures(config, count_train_images(config))))
     seeds = len(chosen.runs) // len(first_of_method)
     if chosen.preset.is_comparison:
         console.print(f"{len(chosen.runs)} runs: each method with {seeds} seed{'s' * (seeds > 1)}\n")
@@ -38,6 +40,7 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
         "run folder": str(path),
         "device": f"{config.device}, {config.amp.dtype}, channels-last {config.channels_last}",
         "kernels": describe_kernels(config),
+        "training images": f"{figures.train_images:,} of {config.data.classes} classes{_from(config)}",
         "global batch": f"{figures.global_batch} images x {figures.views_per_image} views",
         "steps": f"{figures.steps_per_epoch:,} an epoch, {figures.total_steps:,} in all",
         "learning rate": f"{config.optim.lr:g}, x{config.optim.gamma:g} at epochs {drops}",
@@ -55,6 +58,16 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _from(config: Config) -> str:
+    """Where the training images are, if they are not simply the published ones."""
+    data = config.data
+    if data.train is not None:
+        return f", {data.train}, decoded by {data.backend}"
+    return (
+        ", not given yet: --data.train" if data.dataset == "imagenet" and data.backend != "synthetic" else ""
+    )
 
 
 def settings_table(config: Config) -> Table:

@@ -1,14 +1,54 @@
 """Opening the data set of a run: the one place where data sets, pipelines and trainer meet."""
 
+import contextlib
+from collections.abc import Generator
+
 import torch
 
 from datasets_prep.cifar import CifarArrays, load_cifar
-from pcl_fast.config import IMAGE_SIZES, NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES, Config
-from pcl_fast.contract import OpenData
-from pcl_fast.errors import ConfigError, DataError
-from pipelines.augment import NORMALISATIONS
+from pcl_fast.commands import image_data
+from pcl_fast.config import NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES, Config
+from pcl_fast.contract import EvalLoader, OpenData, TrainLoader, close_if_possible
+from pcl_fast.errors import ConfigError
+from pipelines.normalisation import NORMALISATIONS
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 from pipelines.synthetic import SyntheticEvalLoader, SyntheticOptions, SyntheticTrainLoader
+from pipelines.torch_loader import dead_workers_told
+
+
+def fit_to_data(config: Config) -> Config:
+    """The configuration with what only the data set can tell: its number of classes.
+
+    Raises:
+        ConfigError: for a backend, or classes, that the data set does not have.
+        DataError: if the data set is given and cannot be used.
+    """
+    data = config.data
+    if data.backend == "synthetic":
+        return config
+    if data.dataset == "imagenet":
+        return image_data.fit_to_images(config)
+    if data.backend != "resident":
+        raise ConfigError(f"--data.backend {data.backend}: {data.dataset} is trained with resident")
+    for flag, given in (("train", data.train), ("val", data.val), ("image-size", data.image_size)):
+        if given is not None:
+            fix = "it is read from --data.root, in its own size"
+            raise ConfigError(f"--data.{flag} {given}: not for {data.dataset}; {fix}")
+    if data.classes != NUM_CLASSES[data.dataset]:
+        has = f"{data.dataset} has {NUM_CLASSES[data.dataset]} classes"
+        raise ConfigError(f"--data.num-classes {data.num_classes}: {has}")
+    return config
+
+
+@contextlib.contextmanager
+def opened_data(config: Config, num_views: int) -> Generator[OpenData]:
+    """The loaders of `open_data` within a block, in which a dead worker is an error of one line."""
+    data = open_data(config, num_views)
+    try:
+        with dead_workers_told():
+            yield data
+    finally:
+        data.close()
 
 
 def open_data(config: Config, num_views: int) -> OpenData:
@@ -17,57 +57,81 @@ def open_data(config: Config, num_views: int) -> OpenData:
     DataError if the data set is not there or not as it should be.
     """
     if config.data.backend == "synthetic":
-        return _open_synthetic(config, num_views)
+        return OpenData(_synthetic_train(config, num_views), _synthetic_val(config))
     if config.data.dataset == "imagenet":
-        raise DataError(
-            "ImageNet cannot be read yet; to time this preset on random images: --data.backend synthetic"
-        )
-    return _open_resident(config, num_views, load_cifar(config.data.dataset, config.data.root))
+        return image_data.open_image_data(config, num_views)
+    arrays = load_cifar(config.data.dataset, config.data.root)
+    return OpenData(_resident_train(config, num_views, arrays), _resident_val(config, arrays))
 
 
-def _open_resident(config: Config, num_views: int, arrays: CifarArrays) -> OpenData:
+@contextlib.contextmanager
+def opened_val(config: Config) -> Generator[EvalLoader]:
+    """The evaluation loader of `opened_data` alone; the training images need not be there."""
+    val = _open_val(config)
+    try:
+        with dead_workers_told():
+            yield val
+    finally:
+        close_if_possible(val)
+
+
+def _open_val(config: Config) -> EvalLoader:
+    if config.data.backend == "synthetic":
+        return _synthetic_val(config)
+    if config.data.dataset == "imagenet":
+        return image_data.open_val_images(config)
+    return _resident_val(config, load_cifar(config.data.dataset, config.data.root))
+
+
+def _resident_train(config: Config, num_views: int, arrays: CifarArrays) -> TrainLoader:
     subset, available = config.data.subset, len(arrays.train_images)
     if subset is not None and subset > available:
         raise ConfigError(f"--data.subset {subset}: {config.data.dataset} has {available} training images")
-    eval_options = EvalOptions(
+    options = TrainOptions(
+        batch_size=config.train.batch_size,
+        num_classes=arrays.num_classes,
+        normalisation=NORMALISATIONS[config.data.dataset],
+        device=torch.device(config.device),
+        channels_last=config.channels_last == "on",
+        num_views=num_views,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+    )
+    images, labels = map(torch.from_numpy, (arrays.train_images[:subset], arrays.train_labels[:subset]))
+    return ResidentTrainLoader(images, labels, options)
+
+
+def _resident_val(config: Config, arrays: CifarArrays) -> EvalLoader:
+    options = EvalOptions(
         batch_size=config.train.eval_batch_size,
         num_classes=arrays.num_classes,
         normalisation=NORMALISATIONS[config.data.dataset],
         device=torch.device(config.device),
         channels_last=config.channels_last == "on",
     )
-    train_options = TrainOptions(
-        batch_size=config.train.batch_size,
-        num_classes=eval_options.num_classes,
-        normalisation=eval_options.normalisation,
-        device=eval_options.device,
-        channels_last=eval_options.channels_last,
-        num_views=num_views,
-        seed=config.seed,
-        drop_last=config.data.drop_last,
-    )
-    images, labels = map(torch.from_numpy, (arrays.train_images[:subset], arrays.train_labels[:subset]))
-    train = ResidentTrainLoader(images, labels, train_options)
     images, labels = map(torch.from_numpy, (arrays.test_images, arrays.test_labels))
-    return OpenData(train, ResidentEvalLoader(images, labels, eval_options))
+    return ResidentEvalLoader(images, labels, options)
 
 
-def _open_synthetic(config: Config, num_views: int) -> OpenData:
-    dataset = config.data.dataset
+def _synthetic_train(config: Config, num_views: int) -> TrainLoader:
+    num_samples = config.data.subset or TRAIN_IMAGES[config.data.dataset]
+    return SyntheticTrainLoader(_synthetic(config, num_samples, config.train.batch_size, num_views))
 
-    def options(num_samples: int, batch_size: int, views: int) -> SyntheticOptions:
-        return SyntheticOptions(
-            num_samples=num_samples,
-            num_classes=NUM_CLASSES[dataset],
-            image_size=IMAGE_SIZES[dataset],
-            batch_size=batch_size,
-            seed=config.seed,
-            device=torch.device(config.device),
-            num_views=views,
-            channels_last=config.channels_last == "on",
-        )
 
-    num_train = config.data.subset or TRAIN_IMAGES[dataset]
-    train = SyntheticTrainLoader(options(num_train, config.train.batch_size, num_views))
-    val_batch = min(config.train.eval_batch_size, TEST_IMAGES[dataset])
-    return OpenData(train, SyntheticEvalLoader(options(TEST_IMAGES[dataset], val_batch, 1)))
+def _synthetic_val(config: Config) -> EvalLoader:
+    num_samples = TEST_IMAGES[config.data.dataset]
+    batch_size = min(config.train.eval_batch_size, num_samples)
+    return SyntheticEvalLoader(_synthetic(config, num_samples, batch_size, num_views=1))
+
+
+def _synthetic(config: Config, num_samples: int, batch_size: int, num_views: int) -> SyntheticOptions:
+    return SyntheticOptions(
+        num_samples=num_samples,
+        num_classes=config.data.classes,
+        image_size=config.data.pixels,
+        batch_size=batch_size,
+        seed=config.seed,
+        device=torch.device(config.device),
+        num_views=num_views,
+        channels_last=config.channels_last == "on",
+    )

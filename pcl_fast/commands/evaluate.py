@@ -12,7 +12,8 @@ from rich.table import Table
 
 from pcl_fast import atomic
 from pcl_fast.build import build_state
-from pcl_fast.commands.data import open_data
+from pcl_fast.commands.data import opened_val
+from pcl_fast.config import Backend
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError
 from pcl_fast.evaluate import evaluate_state
@@ -30,6 +31,12 @@ class EvaluateArguments:
     """auto, cpu, cuda or cuda:N"""
     root: Path | None = None
     """Folder of the fetched data sets, if not that of the run"""
+    val: Path | None = None
+    """The validation images (a .beton file or a folder), if not those of the run"""
+    backend: Backend | None = None
+    """The library that decodes them, if not that of the run"""
+    workers: int | None = None
+    """Threads or processes that decode; by default one for each core"""
     json: Path | None = None
     """Write the figures to this file, too"""
 
@@ -51,16 +58,17 @@ def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[dict[str, Ac
     """Accuracy of each head of a run's newest checkpoint, and the names its results are reported under."""
     folder = RunFolder(path)
     config = folder.read_config()
-    root = arguments.root or config.data.root
-    config = resolve(
-        dataclasses.replace(config, device=arguments.device, data=dataclasses.replace(config.data, root=root))
-    )
+    changes = {name: getattr(arguments, name) for name in ("root", "val", "backend", "workers")}
+    given = {name: value for name, value in changes.items() if value is not None}
+    data = dataclasses.replace(config.data, **given)
+    config = resolve(dataclasses.replace(config, device=arguments.device, data=data))
     state = build_state(config)
     saved = folder.checkpoints.load_newest(Console(stderr=True).print)
     if saved is None:
         raise ConfigError(f"{path}: no checkpoint yet; let the run reach the end of an epoch")
     state.load_state_dict(saved["state"])
-    return evaluate_state(state, open_data(config, state.objective.num_views).val), state.objective.headline
+    with opened_val(config) as val:
+        return evaluate_state(state, val), state.objective.headline
 
 
 def accuracy_table(title: str, heads: dict[str, Accuracy], headline: dict[str, str]) -> Table:

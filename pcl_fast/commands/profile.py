@@ -15,10 +15,10 @@ from rich.table import Table
 
 from pcl_fast import __version__, atomic
 from pcl_fast.build import build_state, describe_kernels
-from pcl_fast.commands.data import open_data
+from pcl_fast.commands.data import opened_data
 from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import Config
-from pcl_fast.contract import ViewBatch
+from pcl_fast.contract import ViewBatch, ended
 from pcl_fast.errors import ConfigError
 from pcl_fast.profile.baseline import BaselineStep
 from pcl_fast.profile.timing import Timing, time_interleaved
@@ -71,10 +71,10 @@ def time_steps(config: Config, options: ProfileOptions) -> dict[str, Timing]:
     device = torch.device(config.device)
     state = build_state(config)
     state.network.train()
-    data = open_data(config, state.objective.num_views)
-    batch = next(iter(data.train.epoch(0)))
+    with opened_data(config, state.objective.num_views) as data, ended(data.train.epoch(0)) as batches:
+        batch = next(batches)
     baseline = BaselineStep(config)
-    plain_views = batch.views_VBCHW.contiguous()
+    plain_views = batch.views_VBCHW.float().contiguous()
     plain_batch = ViewBatch(plain_views, batch.labels_B, batch.sample_ids_B)
     steps: dict[str, Callable[[], object]] = {
         "baseline": lambda: baseline(plain_batch, MOMENT),

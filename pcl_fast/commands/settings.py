@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pcl_fast.commands.data import fit_to_data
 from pcl_fast.config import Config
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError
@@ -31,7 +32,7 @@ def choose(command: str, words: Sequence[str]) -> Chosen:
     """Parse `PRESET [--flags]` of a command; prints help and exits where that is asked for.
 
     A wrong flag ends the program with exit code 2 and the nearest right one; an unknown preset raises
-    ConfigError.
+    ConfigError; images that cannot be used, DataError.
     """
     preset, flags = _find(command, words)
     config = tyro.cli(
@@ -76,7 +77,7 @@ def _chosen(preset: Preset, config: Config) -> Chosen:
             f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}"
         )
     folder = config.run_dir or _default_folder(preset, config)
-    runs = [(run, _run_folder(preset, folder, run)) for run in preset.runs(resolve(config))]
+    runs = [(run, _run_folder(preset, folder, run)) for run in preset.runs(fit_to_data(resolve(config)))]
     return Chosen(preset, folder, runs)
 
 

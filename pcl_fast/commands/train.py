@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pcl_fast.commands.compare import report_comparison, report_run
-from pcl_fast.commands.data import open_data
+from pcl_fast.commands.data import opened_data
 from pcl_fast.commands.settings import choose
 from pcl_fast.config import Config
 from pcl_fast.objectives import make_objective
@@ -31,11 +31,11 @@ def main(words: Sequence[str]) -> None:
 def run(config: Config, path: Path, console: Console) -> None:
     """Train one resolved configuration in its folder."""
     folder = RunFolder(path)
-    data = open_data(config, make_objective(config).num_views)
-    lock = folder.claim(config)
-    try:
-        terminal = LiveConsole(console) if sys.stdout.isatty() else PlainConsole(console)
-        sinks = [JsonlSink(folder.metrics), terminal, CurvesSink(folder.curves, folder.metrics)]
-        Trainer(config, data, folder, sinks).run()
-    finally:
-        lock.close()
+    with opened_data(config, make_objective(config).num_views) as data:
+        lock = folder.claim(config)
+        try:
+            terminal = LiveConsole(console) if sys.stdout.isatty() else PlainConsole(console)
+            sinks = [JsonlSink(folder.metrics), terminal, CurvesSink(folder.curves, folder.metrics)]
+            Trainer(config, data, folder, sinks).run()
+        finally:
+            lock.close()

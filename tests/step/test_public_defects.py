@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import nn
 
 from pcl_fast.commands.compare import report_run
-from pcl_fast.config import PclConfig, to_dict
+from pcl_fast.config import PclConfig
+from pcl_fast.config_file import to_dict
 from pcl_fast.contract import EvalBatch, OpenData
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.zoo import OURS, find_backbone
