@@ -17,6 +17,8 @@ COMMANDS = {
     "train": "train a preset, or go on with it",
     "evaluate": "accuracy of every network in a run folder",
     "fetch": "get CIFAR-10 or CIFAR-100",
+    "convert": "make a .beton file of ImageNet, of a folder of images, or of CIFAR",
+    "verify": "check a .beton file: every checksum, every image",
     "config": "what a preset would do: settings, steps, parameters, FLOPs",
     "profile": "speed of a preset's training step against the straightforward implementation",
 }
