@@ -1,12 +1,12 @@
 """Kernels of our own, each with its reference in plain torch."""
 
 from pcl_fast import native
-from pcl_fast.kernels import conv_norm, norm_act
+from pcl_fast.kernels import norm_act, residual_blocks
 
 
 def describe() -> str:
     """Whose kernels train on this machine's CPU, in one line, with the reason where they are not all ours."""
-    reasons = [native.why_unavailable(norm_act.SOURCE), conv_norm.why_unavailable()]
+    reasons = [native.why_unavailable(norm_act.SOURCE), residual_blocks.why_unavailable()]
     missing = [reason for reason in reasons if reason is not None]
     if len(missing) == len(reasons):
         return f"torch's ({missing[0]})"

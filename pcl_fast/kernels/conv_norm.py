@@ -127,12 +127,12 @@ class _ConvNormAct(torch.autograd.Function):
         masked = ctx.has_residual and y is not None
         grad_residual = torch.empty_like(z) if masked else grad_y if ctx.has_residual else None
         outs, _, *taps = weight.shape
-        grad_weight_VOIHW = torch.empty(views, outs, *taps, ins).permute(0, 1, 4, 2, 3)
+        grad_weight = torch.empty(outs, *taps, ins).permute(0, 3, 1, 2)
         grad_gamma_VC, grad_beta_VC = torch.empty_like(mean_VC), torch.empty_like(mean_VC)
         run = native.function(SOURCE, "conv_norm_backward", BACKWARD)
         sizes = (views, images // views, height, width, ins, outs, ctx.stride)
-        big = (grad_y, x, weight, z, y, grad_x, grad_weight_VOIHW, grad_residual if masked else None)
+        big = (grad_y, x, weight, z, y, grad_x, grad_weight, grad_residual if masked else None)
         small = (gamma, mean_VC, invstd_VC, grad_gamma_VC, grad_beta_VC)
         run(*pointers(*big, *small), *sizes, torch.get_num_threads())
-        sums = (sum_views(grad) for grad in (grad_weight_VOIHW, grad_gamma_VC, grad_beta_VC))
-        return grad_x, *sums, grad_residual, None
+        sums = sum_views(grad_gamma_VC), sum_views(grad_beta_VC)
+        return grad_x, grad_weight, *sums, grad_residual, None

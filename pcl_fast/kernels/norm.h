@@ -8,6 +8,10 @@
 
 #pragma once
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -50,13 +54,18 @@ inline Floats load(const bfloat16* p) {
 
 inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof v); }
 
-// Rounds to the nearest, ties to even; what is not a number stays so.
+// Rounds to the nearest, ties to even; what is not a number stays so. (The instruction, where there is one, takes
+// numbers below 1e-38 for zero.)
 inline void store(bfloat16* p, Floats v) {
+#ifdef __AVX512BF16__
+    const __m256bh halves = _mm512_cvtneps_pbh((__m512)v);
+#else
     const Words bits = (Words)v;
     const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Words quiet = (bits >> 16) | 0x40;
     const Halves halves = __builtin_convertvector(v == v ? rounded : quiet, Halves);
-    std::memcpy(p, &halves, sizeof halves);
+#endif
+    std::memcpy((void*)p, &halves, sizeof halves);
 }
 
 inline Floats where_positive(Floats mask, Floats v) { return mask > 0 ? v : Floats{}; }
@@ -121,7 +130,7 @@ struct Sums {
     }
 };
 
-// Two sums over all rows for each channel: `terms(offset, center of the channels there, a, b)` adds to them.
+// Two sums over all rows for each channel: `terms(offset, channel, center of the channels there, a, b)` adds to them.
 template <class Terms>
 Sums sum_blocks(const float* center, long rows, long channels, int threads, Terms terms) {
     Sums sums((rows + BLOCK - 1) / BLOCK, channels);
@@ -130,7 +139,7 @@ Sums sum_blocks(const float* center, long rows, long channels, int threads, Term
             constexpr int VECTORS = width;
             Floats c[VECTORS];
             for (int v = 0; v < VECTORS; ++v) c[v] = load(center + group + v * LANES);
-            const auto centred = [&](long at, int v, Floats& a, Floats& b) { terms(at, c[v], a, b); };
+            const auto centred = [&](long at, int v, Floats& a, Floats& b) { terms(at, group + v * LANES, c[v], a, b); };
             sum_group<VECTORS>(range, channels, group, centred, sums.part(block), sums.part(block) + channels);
         });
     });
@@ -140,39 +149,46 @@ Sums sum_blocks(const float* center, long rows, long channels, int threads, Term
 // Sums of x - pivot and of its square.
 template <class T>
 Sums sum_rows(const T* x, const float* pivot, long rows, long channels, int threads) {
-    return sum_blocks(pivot, rows, channels, threads, [=](long at, const Floats& center, Floats& a, Floats& b) {
+    return sum_blocks(pivot, rows, channels, threads, [=](long at, long, const Floats& center, Floats& a, Floats& b) {
         const Floats difference = load(x + at) - center;
         a += difference;
         b += difference * difference;
     });
 }
 
-// y = relu(x * scale + shift + residual), with `mean` and `invstd` from the sums; one momentum update of the
-// running statistics.
-template <class T>
-void normalise(const T* x, const T* residual, T* y, const Norm& norm, const Sums& partial, const float* pivot,
-               float* mean, float* invstd, long rows, bool relu, int threads) {
-    const long channels = partial.channels;
+// What BatchNorm found in a batch, and the line that it makes of it: x * scale + shift.
+struct Line {
+    float *mean, *invstd, *scale, *shift;
+    Floats at(Floats x, long channel) const { return x * load(scale + channel) + load(shift + channel); }
+};
+
+// The line from the sums of x - pivot and of its square; one momentum update of the running statistics.
+inline void find_line(const Norm& norm, const Sums& partial, const float* pivot, long rows, const Line& line) {
     const std::vector<double> sums = partial.total();
-    std::vector<float> scale(channels), shift(channels);
-    for (long c = 0; c < channels; ++c) {
+    for (long c = 0; c < partial.channels; ++c) {
         const double offset = sums[c] / rows, average = pivot[c] + offset;
-        const double difference = sums[channels + c] / rows - offset * offset;
+        const double difference = sums[partial.channels + c] / rows - offset * offset;
         const double variance = difference < 0 ? 0 : difference, inverse = 1 / std::sqrt(variance + norm.eps);
-        mean[c] = average;
-        invstd[c] = inverse;
-        scale[c] = norm.weight[c] * inverse;
-        shift[c] = norm.bias[c] - average * norm.weight[c] * inverse;
+        line.mean[c] = average;
+        line.invstd[c] = inverse;
+        line.scale[c] = norm.weight[c] * inverse;
+        line.shift[c] = norm.bias[c] - average * norm.weight[c] * inverse;
         norm.running_mean[c] += norm.momentum * (average - norm.running_mean[c]);
         norm.running_var[c] += norm.momentum * (variance * rows / (rows - 1) - norm.running_var[c]);
     }
+}
+
+// y = relu(line(x) + residual)
+template <class T>
+void normalise(const T* x, const T* residual, T* y, const Line& line, long rows, long channels, bool relu,
+               int threads) {
     each_block(rows, threads, true, [&](long, Range range) {
         each_group(channels, [&](auto width, long group) {
             constexpr int VECTORS = width;
             Floats a[VECTORS], b[VECTORS];
             for (int v = 0; v < VECTORS; ++v) {
-                a[v] = load(&scale[group + v * LANES]);
-                b[v] = load(&shift[group + v * LANES]);
+                a[v] = load(&line.scale[group + v * LANES]);
+                b[v] = load(&line.shift[group + v * LANES]);
             }
             for (long row = range.begin; row < range.end; ++row)
                 for (int v = 0; v < VECTORS; ++v) {
@@ -185,45 +201,69 @@ void normalise(const T* x, const T* residual, T* y, const Norm& norm, const Sums
     });
 }
 
-// The gradient of x as grad * scale + x * slope + constant, `grad` being that behind the ReLU.
+// Which gradients pass a ReLU: those where its output y is positive, or the line through its input x; or all.
 template <class T>
-struct Gradient {
-    const T *grad, *mask, *x;  // mask: y, where grad is still that of y; or null
-    std::vector<float> scale, slope, constant;
-    Floats at(long at, long channel) const {
-        Floats value = load(grad + at);
-        if (mask) value = where_positive(load(mask + at), value);
-        return value * load(&scale[channel]) + load(x + at) * load(&slope[channel]) + load(&constant[channel]);
+struct Mask {
+    const T* y;
+    const Line* line;
+    Floats cut(Floats grad, Floats x, long at, long channel) const {
+        if (y) return where_positive(load(y + at), grad);
+        return line ? where_positive(line->at(x, channel), grad) : grad;
     }
 };
 
-// Sums the gradients of weight and bias; writes the residual's, if there is one behind a ReLU (y: its output;
-// null without). What remains to be done for the gradient of x is returned.
+// The gradient of x as grad * scale + x * slope + constant, `grad` being cut off by `mask`.
 template <class T>
-Gradient<T> sum_gradients(const T* grad_y, const T* x, const T* y, T* grad_residual, const float* weight,
-                          const float* mean, const float* invstd, float* grad_weight, float* grad_bias, long rows,
-                          long channels, int threads) {
-    const auto terms = [=](long at, const Floats& center, Floats& a, Floats& b) {
-        Floats grad = load(grad_y + at);
-        if (y) grad = where_positive(load(y + at), grad);
-        if (grad_residual) store(grad_residual + at, grad);
-        a += grad;
-        b += grad * (load(x + at) - center);
-    };
-    const Sums partial = sum_blocks(mean, rows, channels, threads, terms);
+struct Gradient {
+    const T *grad, *x;
+    Mask<T> mask;
+    std::vector<float> scale, slope, constant;
+    Floats at(long at, long channel) const {
+        const Floats value = load(x + at), cut = mask.cut(load(grad + at), value, at, channel);
+        return cut * load(&scale[channel]) + value * load(&slope[channel]) + load(&constant[channel]);
+    }
+};
+
+// Where the gradients of a BatchNorm's parameters go.
+struct NormGradients {
+    float *weight, *bias;
+};
+
+// What remains to be done for the gradient of x, from the sums of the gradients behind the mask and of their
+// products with x - mean; and the gradients of weight and bias.
+template <class T>
+Gradient<T> find_gradient(const T* grad, const T* x, Mask<T> mask, const Sums& partial, const float* weight,
+                          const float* mean, const float* invstd, NormGradients out, long rows) {
     const std::vector<double> sums = partial.total();
-    Gradient<T> gradient{grad_residual ? grad_residual : grad_y, grad_residual ? nullptr : y, x, {}, {}, {}};
+    const long channels = partial.channels;
+    Gradient<T> gradient{grad, x, mask, {}, {}, {}};
     gradient.scale.resize(channels), gradient.slope.resize(channels), gradient.constant.resize(channels);
     for (long c = 0; c < channels; ++c) {
         const double inverse = invstd[c], scale = weight[c] * inverse;
         const double slope = -scale * inverse * inverse * sums[channels + c] / rows;
-        grad_bias[c] = sums[c];
-        grad_weight[c] = sums[channels + c] * inverse;
+        out.bias[c] = sums[c];
+        out.weight[c] = sums[channels + c] * inverse;
         gradient.scale[c] = scale;
         gradient.slope[c] = slope;
         gradient.constant[c] = -scale * sums[c] / rows - slope * mean[c];
     }
     return gradient;
+}
+
+// The same with the sums taken here; writes the gradient behind the mask to `grad_residual`, if that is not null.
+template <class T>
+Gradient<T> sum_gradients(const T* grad_y, const T* x, Mask<T> mask, T* grad_residual, const float* weight,
+                          const float* mean, const float* invstd, NormGradients out, long rows, long channels,
+                          int threads) {
+    const auto terms = [=](long at, long channel, const Floats& center, Floats& a, Floats& b) {
+        const Floats value = load(x + at), grad = mask.cut(load(grad_y + at), value, at, channel);
+        if (grad_residual) store(grad_residual + at, grad);
+        a += grad;
+        b += grad * (value - center);
+    };
+    const Sums sums = sum_blocks(mean, rows, channels, threads, terms);
+    const T* grad = grad_residual ? grad_residual : grad_y;
+    return find_gradient(grad, x, grad_residual ? Mask<T>{} : mask, sums, weight, mean, invstd, out, rows);
 }
 
 }  // namespace

@@ -14,15 +14,17 @@ void forward(const T* x, const T* residual, T* y, const Norm& norm, float* mean,
     std::vector<float> pivot(channels);
     for (long c = 0; c < channels; c += LANES) store(&pivot[c], load(x + c));
     const Sums sums = sum_rows(x, pivot.data(), rows, channels, threads);
-    normalise(x, residual, y, norm, sums, pivot.data(), mean, invstd, rows, relu, threads);
+    std::vector<float> scale(channels), shift(channels);
+    const Line line{mean, invstd, scale.data(), shift.data()};
+    find_line(norm, sums, pivot.data(), rows, line);
+    normalise(x, residual, y, line, rows, channels, relu, threads);
 }
 
 template <class T>
 void backward(const T* grad_y, const T* x, const T* y, T* grad_x, T* grad_residual, const float* weight,
-              const float* mean, const float* invstd, float* grad_weight, float* grad_bias, long rows,
-              long channels, int threads) {
-    const Gradient<T> gradient = sum_gradients(grad_y, x, y, grad_residual, weight, mean, invstd, grad_weight,
-                                               grad_bias, rows, channels, threads);
+              const float* mean, const float* invstd, NormGradients grads, long rows, long channels, int threads) {
+    const Gradient<T> gradient = sum_gradients(grad_y, x, Mask<T>{y, nullptr}, grad_residual, weight, mean, invstd,
+                                               grads, rows, channels, threads);
     each_block(rows, threads, true, [&](long, Range range) {
         for (long row = range.begin; row < range.end; ++row)
             for (long c = 0; c < channels; c += LANES)
@@ -49,7 +51,7 @@ void backward(const T* grad_y, const T* x, const T* y, T* grad_x, T* grad_residu
         for (long v = 0, at = 0; v < views; ++v, at += rows * channels)                                          \
             backward(grad_y + at, x + at, y ? y + at : nullptr, grad_x + at,                                     \
                      grad_residual ? grad_residual + at : nullptr, weight, mean + v * channels,                  \
-                     invstd + v * channels, grad_weight + v * channels, grad_bias + v * channels, rows,          \
+                     invstd + v * channels, {grad_weight + v * channels, grad_bias + v * channels}, rows,        \
                      channels, threads);                                                                         \
     }
 

@@ -62,6 +62,62 @@ def attach_convolutions(part: fx.GraphModule) -> int:
     return attached
 
 
+def chain_blocks(part: fx.GraphModule) -> int:
+    """Let the last norm of a chain of residual blocks run all of it (`ViewBatchNorm2d.blocks`); how many.
+
+    After `attach_convolutions`. A block is relu(norm2(conv2(relu(norm1(conv1(x))))) + x) of one shape, and
+    nothing else sees what is in between.
+    """
+    _bypass_identities(part)
+    chains: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
+    for node in part.graph.nodes:
+        first = _first_of_block(part, node)
+        if first is None:
+            continue
+        x = node.kwargs["residual"]
+        before = chains.pop(x) if x in chains and set(x.users) == {first, node} else []
+        chains[node] = [*before, (first, node)]
+    for last, chain in chains.items():
+        norms = tuple((_norm_of(part, first), _norm_of(part, second)) for first, second in chain)
+        _norm_of(part, last).blocks = norms
+        last.args, last.kwargs = chain[0][0].args, {}
+        for old in reversed([node for block in chain for node in block if node is not last]):
+            part.graph.erase_node(old)
+    part.graph.lint()
+    part.recompile()
+    return len(chains)
+
+
+def _bypass_identities(part: fx.GraphModule) -> None:
+    for node in list(part.graph.nodes):
+        if node.op == "call_module" and type(part.get_submodule(str(node.target))) is nn.Identity:
+            node.replace_all_uses_with(node.args[0])
+            part.graph.erase_node(node)
+
+
+def _first_of_block(part: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The first norm's call of the residual block that ends at `node`, if one does."""
+    if not _keeps_shape(part, node) or set(node.kwargs) != {"residual", "relu"}:
+        return None
+    first = node.args[0]
+    if not isinstance(first, fx.Node) or not _keeps_shape(part, first) or set(first.kwargs) != {"relu"}:
+        return None
+    return first if first.args[0] is node.kwargs["residual"] and len(first.users) == 1 else None
+
+
+def _keeps_shape(part: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a norm is called with a convolution of stride 1 and as many channels out as in."""
+    if not _is_norm(part, node, kwargs_too=True) or (attached := _norm_of(part, node).conv) is None:
+        return False
+    return attached[0].stride == (1, 1) and attached[0].in_channels == attached[0].out_channels
+
+
+def _norm_of(part: fx.GraphModule, node: fx.Node) -> ViewBatchNorm2d:
+    norm = part.get_submodule(str(node.target))
+    assert isinstance(norm, ViewBatchNorm2d)
+    return norm
+
+
 def _kernel_knows(conv: nn.Conv2d) -> bool:
     shape = (conv.kernel_size, conv.dilation) == ((3, 3), (1, 1)) and conv.stride in ((1, 1), (2, 2))
     plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is None

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from pcl_fast.config import MAX_PEERS
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.errors import ConfigError
-from pcl_fast.models.fuse import attach_convolutions, fuse_norms
+from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms
 from pcl_fast.models.split import split_network
 from pcl_fast.models.view_norm import allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
@@ -77,6 +77,7 @@ class PeerNetwork(nn.Module):
         for part in self._parts():
             allow_kernels(part)
             attach_convolutions(part)
+            chain_blocks(part)
 
     def _parts(self) -> list[fx.GraphModule]:
         return [self.trunk, *self.branches]  # pyright: ignore[reportReturnType]

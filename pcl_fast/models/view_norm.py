@@ -22,6 +22,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[repor
 from pcl_fast.errors import ConfigError
 from pcl_fast.kernels import conv_norm, norm_act
 from pcl_fast.kernels.norm_act import NormState
+from pcl_fast.kernels.residual_blocks import ResidualBlock, residual_blocks, takes_blocks
 
 aten = torch.ops.aten
 
@@ -31,13 +32,16 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
 
     Its state dict is the same. `use_kernels` permits our kernels; without them, with one view, and in eval
     mode, it is nn.BatchNorm2d to the bit. `conv` is a convolution to do first, for the kernel that does both;
-    it stays a module of its own elsewhere (`fuse.attach_convolutions`). Raises ConfigError where a view holds
-    a single value a channel, which has no variance.
+    it stays a module of its own elsewhere (`fuse.attach_convolutions`). `blocks` is a chain of residual
+    blocks that ends here, each given by its two norms: a call without a residual runs all of it
+    (`fuse.chain_blocks`). Raises ConfigError where a view holds a single value a channel, which has no
+    variance.
     """
 
     num_views: int = 1
     use_kernels: bool = False
     conv: tuple[nn.Conv2d] | None = None  # in a tuple, so as not to be a submodule here, too
+    blocks: tuple[tuple["ViewBatchNorm2d", "ViewBatchNorm2d"], ...] = ()
 
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
@@ -50,10 +54,12 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """Convolve, if `conv` is set; normalise [V * B, C, H, W]; add `residual`; cut off below zero."""
-        kernels = self.training and self.use_kernels and not torch.compiler.is_compiling()
+        if self.blocks and residual is None:
+            return self._run_blocks(input)
+        kernels = self._may_use_kernels()
         options = (residual, relu, self.num_views)
         if self.conv is not None:
-            conv = conv_norm.ConvState(self.conv[0].weight, self.conv[0].stride[0])
+            conv = self._conv_state()
             if kernels and _autocasts() and conv_norm.takes(input, conv, self.weight, residual):
                 self._count_views(input.numel() // input.shape[1] // conv.stride**2)
                 return conv_norm.conv_norm_act(input, conv, self._state(), *options)
@@ -65,6 +71,25 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         if residual is not None:
             out = out + residual
         return out.relu_() if relu else out
+
+    def _run_blocks(self, x: Tensor) -> Tensor:
+        norms = [norm for block in self.blocks for norm in block]
+        if (
+            all(norm._may_use_kernels() and norm.num_views == self.num_views for norm in norms)
+            and _autocasts()
+        ):
+            layers = [(norm._conv_state(), norm._state()) for norm in norms]
+            chain = [ResidualBlock(*layers[i], *layers[i + 1]) for i in range(0, len(layers), 2)]
+            if takes_blocks(x, chain):
+                for norm in norms:
+                    norm._count_views(x.numel() // x.shape[1])
+                return residual_blocks(x, chain, self.num_views)
+        for first, second in self.blocks:
+            x = second(first(x, relu=True), x, relu=True)
+        return x
+
+    def _may_use_kernels(self) -> bool:
+        return self.training and self.use_kernels and not torch.compiler.is_compiling()
 
     def _normalise(self, input: Tensor) -> Tensor:
         if not self.training or self.num_views == 1:
@@ -80,6 +105,10 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
             raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(self.num_views)
+
+    def _conv_state(self) -> conv_norm.ConvState:
+        assert self.conv is not None
+        return conv_norm.ConvState(self.conv[0].weight, self.conv[0].stride[0])
 
     def _state(self) -> NormState:
         assert self.running_mean is not None

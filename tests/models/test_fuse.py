@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from pcl_fast.kernels import conv_norm
-from pcl_fast.models.fuse import attach_convolutions, fuse_norms
+from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms
 from pcl_fast.models.peers import PeerNetwork
-from pcl_fast.models.view_norm import convert_batch_norm
+from pcl_fast.models.view_norm import ViewBatchNorm2d, convert_batch_norm
 from pcl_fast.models.zoo import find_backbone
 
 
@@ -105,6 +105,67 @@ def test_a_layer_called_twice_keeps_its_convolution() -> None:
     assert attach_convolutions(traced(nn.Sequential(convs[0], norm, convs[1], norm))) == 0
 
 
+class PlainBlock(nn.Module):
+    """A residual block of one shape, or of another where it is given a stride or other channels."""
+
+    def __init__(self, ins: int = 16, outs: int = 16, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs)
+        self.conv2, self.norm2 = nn.Conv2d(outs, outs, 3, padding=1, bias=False), nn.BatchNorm2d(outs)
+        changes = (ins, stride) != (outs, 1)
+        self.shortcut = nn.Conv2d(ins, outs, 1, stride, bias=False) if changes else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(out + self.shortcut(x))
+
+
+def chains_of(network: nn.Module) -> tuple[fx.GraphModule, list[int]]:
+    """The network fused as far as it goes, and the blocks in each chain."""
+    part = traced(network)
+    fuse_norms(part)
+    attach_convolutions(part)
+    made = chain_blocks(part)
+    lengths = [
+        len(layer.blocks) for layer in part.modules() if isinstance(layer, ViewBatchNorm2d) and layer.blocks
+    ]
+    assert made == len(lengths)
+    return part, lengths
+
+
+def test_blocks_that_keep_their_shape_are_chained_and_compute_the_same() -> None:
+    plain = nn.Sequential(
+        PlainBlock(), PlainBlock(), PlainBlock(16, 32, 2), PlainBlock(32, 32), PlainBlock(32, 32)
+    )
+    part, lengths = chains_of(copy.deepcopy(plain))
+    assert lengths == [2, 2]
+    assert list(part.state_dict()) == list(plain.state_dict())
+    plain.double()
+    x = torch.randn(3, 16, 8, 16, dtype=torch.float64, requires_grad=True)
+    for mode in (True, False):
+        plain.train(mode)
+        part.train(mode)
+        assert torch.equal(part(x), plain(x))
+    assert all(torch.equal(a, b) for a, b in zip(part.buffers(), plain.buffers(), strict=True))
+
+
+class Peeping(nn.Module):
+    """Two blocks, and a look at what passes between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = PlainBlock(), PlainBlock()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        between = self.first(x)
+        return self.second(between) + between.mean()
+
+
+def test_a_chain_ends_where_something_else_looks_on() -> None:
+    assert chains_of(Peeping())[1] == [1, 1]
+    assert chains_of(Block())[1] == [1], "the third convolution belongs to no block of two"
+
+
 @pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
 @pytest.mark.parametrize("trunk_views", ["batched", "loop"])
 def test_a_network_with_kernels_learns_what_it_learns_without(trunk_views) -> None:
@@ -132,6 +193,10 @@ def test_a_copy_has_its_own_convolutions() -> None:
     network = PeerNetwork(find_backbone("resnet8"), 10)
     network.use_kernels()
     twin = copy.deepcopy(network)
+    for trunk in (network.trunk, twin.trunk):
+        last = trunk.get_submodule("stage1.0.body.4")
+        assert isinstance(last, ViewBatchNorm2d)
+        assert last.blocks == ((trunk.get_submodule("stage1.0.body.1"), last),)
     mine, its = (n.trunk.get_submodule("stem.1").conv[0] for n in (network, twin))  # pyright: ignore
     assert its is twin.trunk.get_submodule("stem.0")
     assert mine is network.trunk.get_submodule("stem.0")
