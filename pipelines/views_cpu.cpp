@@ -1,15 +1,15 @@
 // Views of images on the CPU: crop, resize by a triangle filter with antialiasing, mirror, jitter, normalise.
 //
-// A view of `rows x columns` pixels resized from a box of `height x width` has at row i the mean of the box's rows j,
-// weighted by max(0, 2 m - |(2 j + 1) rows - (2 i + 1) height|), m = max(height, rows); columns likewise. Weights are
-// exact integers until they are divided by their sum, so boxes of any size have them right. Rows first: that is
-// a weighted sum of whole rows of bytes. Nothing is rounded in between, and sums are float32.
+// A view of `rows x columns` pixels resized from a box of `height x width` has at row i the mean of the box's
+// rows j, weighted by max(0, 2 m - |(2 j + 1) rows - (2 i + 1) height|), m = max(height, rows); columns likewise.
+// Weights are exact integers until they are divided by their sum, so boxes of any size have them right. Rows
+// first: that is a weighted sum of whole rows of bytes. Nothing is rounded in between, and sums are float32.
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -66,8 +66,8 @@ struct Taps {
 
 // Sums `count` rows of bytes, `stride` apart, into `length` floats.
 template <int COUNT>
-void sum_rows(const uint8_t* __restrict rows, long stride, const float* __restrict weights, long count, long length,
-              float* __restrict sums) {
+void sum_rows(const uint8_t* __restrict rows, long stride, const float* __restrict weights, long count,
+              long length, float* __restrict sums) {
     if constexpr (COUNT) {
         for (long at = 0; at < length; ++at) {
             float sum = 0;
@@ -77,7 +77,8 @@ void sum_rows(const uint8_t* __restrict rows, long stride, const float* __restri
     } else {
         sum_rows<4>(rows, stride, weights, 4, length, sums);
         for (long tap = 4; tap < count; ++tap)
-            for (long at = 0; at < length; ++at) sums[at] += weights[tap] * float(int(rows[tap * stride + at]));
+            for (long at = 0; at < length; ++at)
+                sums[at] += weights[tap] * float(int(rows[tap * stride + at]));
     }
 }
 
@@ -90,17 +91,18 @@ inline Cell load(const float* p) {
 inline void store(float* p, Cell cell) { std::memcpy(p, &cell, sizeof cell); }
 
 // Sums neighbours in some rows of pixels for each place of a view; writes one float beyond the end of each.
-template <int COUNT, int ROWS>
-void sum_columns(const float* rows, long stride, const Taps& taps, Cell scale, Cell shift, float* out, long out_stride) {
+template <int COUNT, int LINES>
+void sum_columns(const float* rows, long stride, const Taps& taps, Cell scale, Cell shift, float* out,
+                 long out_stride) {
     const long count = COUNT ? COUNT : taps.count, size = taps.first.size();
     const float* weights = taps.weights.data();
     for (long place = 0; place < size; ++place, weights += count) {
         const float* pixel = rows + COLOURS * taps.first[place];
-        Cell sums[ROWS] = {};
+        Cell sums[LINES] = {};
         for (long tap = 0; tap < count; ++tap)
-            for (int row = 0; row < ROWS; ++row)
+            for (int row = 0; row < LINES; ++row)
                 sums[row] += weights[tap] * load(pixel + row * stride + COLOURS * tap);
-        for (int row = 0; row < ROWS; ++row)
+        for (int row = 0; row < LINES; ++row)
             store(out + row * out_stride + COLOURS * place, sums[row] * scale + shift);
     }
 }
@@ -160,11 +162,13 @@ void emit(const Job& job, const float* row, T* view, long y) {
     const auto spread = [&](auto channels) {
         T* out = view + y * job.size * channels;
         for (long x = 0; x < job.size; ++x)
-            for (int c = 0; c < channels; ++c) put(out + x * channels + c, c < COLOURS ? row[x * COLOURS + c] : 0.0f);
+            for (int c = 0; c < channels; ++c)
+                put(out + x * channels + c, c < COLOURS ? row[x * COLOURS + c] : 0.0f);
     };
     if (job.planar)
         for (int c = 0; c < COLOURS; ++c)
-            for (long x = 0; x < job.size; ++x) put(view + (c * job.size + y) * job.size + x, row[x * COLOURS + c]);
+            for (long x = 0; x < job.size; ++x)
+                put(view + (c * job.size + y) * job.size + x, row[x * COLOURS + c]);
     else if (job.channels == 8)
         spread(std::integral_constant<int, 8>{});
     else if (job.channels == 4)
@@ -181,11 +185,12 @@ struct Scratch {
 
 // Calls take(y, row) for each row of a view: pixels * scale + shift, one after the other.
 template <class Take>
-void resample(const Job& job, const uint8_t* pixels, long stride, long place, Scratch& scratch, Cell scale, Cell shift,
-              Take take) {
+void resample(const Job& job, const uint8_t* pixels, long stride, long place, Scratch& scratch, Cell scale,
+              Cell shift, Take take) {
     const int64_t whole[] = {job.size, job.size, 0, 0};
     const int64_t *box = job.boxes + 4 * place, *grid = job.grids ? job.grids + 4 * place : whole;
-    const long size = job.size, length = box[3] * COLOURS, row_length = size * COLOURS + 1, sums_length = length + 1;
+    const long size = job.size, length = box[3] * COLOURS;
+    const long row_length = size * COLOURS + 1, sums_length = length + 1;  // a register holds a fourth number
     Taps &rows = scratch.rows, &columns = scratch.columns;
     rows.fill(box[2], grid[0], grid[2], size, false);
     columns.fill(box[3], grid[1], grid[3], size, job.flips[place]);
@@ -202,10 +207,10 @@ void resample(const Job& job, const uint8_t* pixels, long stride, long place, Sc
             });
         with_count(columns.count, [&](auto taps) {
             if (count == ROWS)
-                sum_columns<taps, ROWS>(sums, sums_length, columns, scale, shift, block, row_length);
-            else
-                for (long row = 0; row < count; ++row)
-                    sum_columns<taps, 1>(sums + row * sums_length, 0, columns, scale, shift, block + row * row_length, 0);
+                return sum_columns<taps, ROWS>(sums, sums_length, columns, scale, shift, block, row_length);
+            for (long row = 0; row < count; ++row)
+                sum_columns<taps, 1>(sums + row * sums_length, 0, columns, scale, shift,
+                                     block + row * row_length, 0);
         });
         for (long row = 0; row < count; ++row) take(y + row, block + row * row_length);
     }
@@ -213,7 +218,8 @@ void resample(const Job& job, const uint8_t* pixels, long stride, long place, Sc
 
 template <class T>
 void make_view(const Job& job, const uint8_t* pixels, long stride, long place, Scratch& scratch) {
-    const Cell scale = {job.scale[0], job.scale[1], job.scale[2], 0}, shift = {job.shift[0], job.shift[1], job.shift[2], 0};
+    const Cell scale = {job.scale[0], job.scale[1], job.scale[2], 0};
+    const Cell shift = {job.shift[0], job.shift[1], job.shift[2], 0};
     const long length = job.size * COLOURS;
     T* out = static_cast<T*>(job.out) + place * job.size * job.size * job.channels;
     const auto write = [&](long y, const float* row) { emit(job, row, out, y); };

@@ -1,4 +1,4 @@
-"""Boxes against torchvision's, draw by draw and in distribution; numpy, torch and Triton against each other."""
+"""Boxes against torchvision's, draw by draw and in distribution; numpy, torch and Triton among themselves."""
 
 import math
 
