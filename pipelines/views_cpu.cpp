@@ -15,7 +15,6 @@
 namespace {
 
 constexpr int COLOURS = 3, CELL = 4;  // a pixel's colours are summed in a register of four
-constexpr int ROWS = 4;               // rows whose columns are summed together, as the weights are the same
 constexpr int JITTERS = 5;            // brightness, contrast, saturation, their order, whether gray
 constexpr float WHITE = 255.0f;
 
@@ -90,20 +89,16 @@ inline Cell load(const float* p) {
 
 inline void store(float* p, Cell cell) { std::memcpy(p, &cell, sizeof cell); }
 
-// Sums neighbours in some rows of pixels for each place of a view; writes one float beyond the end of each.
-template <int COUNT, int LINES>
-void sum_columns(const float* rows, long stride, const Taps& taps, Cell scale, Cell shift, float* out,
-                 long out_stride) {
+// Sums neighbours in a row of pixels for each place of a view; writes one float beyond its end.
+template <int COUNT>
+void sum_columns(const float* row, const Taps& taps, Cell scale, Cell shift, float* out) {
     const long count = COUNT ? COUNT : taps.count, size = taps.first.size();
     const float* weights = taps.weights.data();
     for (long place = 0; place < size; ++place, weights += count) {
-        const float* pixel = rows + COLOURS * taps.first[place];
-        Cell sums[LINES] = {};
-        for (long tap = 0; tap < count; ++tap)
-            for (int row = 0; row < LINES; ++row)
-                sums[row] += weights[tap] * load(pixel + row * stride + COLOURS * tap);
-        for (int row = 0; row < LINES; ++row)
-            store(out + row * out_stride + COLOURS * place, sums[row] * scale + shift);
+        const float* pixel = row + COLOURS * taps.first[place];
+        Cell sum = {};
+        for (long tap = 0; tap < count; ++tap) sum += weights[tap] * load(pixel + COLOURS * tap);
+        store(out + COLOURS * place, sum * scale + shift);
     }
 }
 
@@ -180,7 +175,7 @@ void emit(const Job& job, const float* row, T* view, long y) {
 // The memory of one thread, kept from view to view.
 struct Scratch {
     Taps rows, columns;
-    std::vector<float> sums, block, view;
+    std::vector<float> sums, row, view;
 };
 
 // Calls take(y, row) for each row of a view: pixels * scale + shift, one after the other.
@@ -189,30 +184,23 @@ void resample(const Job& job, const uint8_t* pixels, long stride, long place, Sc
               Cell shift, Take take) {
     const int64_t whole[] = {job.size, job.size, 0, 0};
     const int64_t *box = job.boxes + 4 * place, *grid = job.grids ? job.grids + 4 * place : whole;
-    const long size = job.size, length = box[3] * COLOURS;
-    const long row_length = size * COLOURS + 1, sums_length = length + 1;  // a register holds a fourth number
-    Taps &rows = scratch.rows, &columns = scratch.columns;
-    rows.fill(box[2], grid[0], grid[2], size, false);
-    columns.fill(box[3], grid[1], grid[3], size, job.flips[place]);
-    scratch.sums.resize(ROWS * sums_length);
-    scratch.block.resize(ROWS * row_length);
-    float *sums = scratch.sums.data(), *block = scratch.block.data();
-    for (long y = 0; y < size; y += ROWS) {
-        const long count = std::min<long>(ROWS, size - y);
-        for (long row = 0; row < count; ++row)
-            with_count(rows.count, [&](auto taps) {
-                const uint8_t* first = pixels + (box[0] + rows.first[y + row]) * stride + box[1] * COLOURS;
-                const float* weights = &rows.weights[(y + row) * rows.count];
-                sum_rows<taps>(first, stride, weights, rows.count, length, sums + row * sums_length);
-            });
-        with_count(columns.count, [&](auto taps) {
-            if (count == ROWS)
-                return sum_columns<taps, ROWS>(sums, sums_length, columns, scale, shift, block, row_length);
-            for (long row = 0; row < count; ++row)
-                sum_columns<taps, 1>(sums + row * sums_length, 0, columns, scale, shift,
-                                     block + row * row_length, 0);
+    const long length = box[3] * COLOURS;
+    auto& [rows, columns, sums, row, view] = scratch;
+    rows.fill(box[2], grid[0], grid[2], job.size, false);
+    columns.fill(box[3], grid[1], grid[3], job.size, job.flips[place]);
+    sums.resize(length + 1);  // a register holds a fourth number
+    row.resize(job.size * COLOURS + 1);
+    pixels += box[0] * stride + box[1] * COLOURS;
+    for (long y = 0; y < job.size; ++y) {
+        const uint8_t* first = pixels + rows.first[y] * stride;
+        const float* weights = &rows.weights[y * rows.count];
+        with_count(rows.count, [&](auto taps) {
+            sum_rows<taps>(first, stride, weights, rows.count, length, sums.data());
         });
-        for (long row = 0; row < count; ++row) take(y + row, block + row * row_length);
+        with_count(columns.count, [&](auto taps) {
+            sum_columns<taps>(sums.data(), columns, scale, shift, row.data());
+        });
+        take(y, row.data());
     }
 }
 
