@@ -10,6 +10,7 @@ resumed at change a pixel.
 
 import contextlib
 import signal
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,7 @@ def _load(
     images: _Images, batches: Sequence[Tensor], options: ImageOptions
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The batches as the workers make them, in order."""
-    loader: Iterable[Made] = DataLoader(
-        images,  # pyright: ignore[reportArgumentType]
-        batch_sampler=(ids.tolist() for ids in batches),  # pyright: ignore[reportArgumentType]
-        num_workers=options.workers,
-        collate_fn=_as_made,
-        pin_memory=options.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-    made_batches = iter(loader)
+    made_batches = _started(images, batches, options)
     try:
         with dead_workers_told():
             for made in made_batches:
@@ -175,6 +168,21 @@ def _load(
     finally:
         # It would do so when it is collected, but the traceback of an exception keeps it alive.
         getattr(made_batches, "_shutdown_workers", lambda: None)()
+
+
+def _started(images: _Images, batches: Sequence[Tensor], options: ImageOptions) -> Iterator[Made]:
+    loader: Iterable[Made]
+    with warnings.catch_warnings():  # of more workers than cores, which may be what is wanted
+        warnings.simplefilter("ignore")
+        loader = DataLoader(
+            images,  # pyright: ignore[reportArgumentType]
+            batch_sampler=(ids.tolist() for ids in batches),  # pyright: ignore[reportArgumentType]
+            num_workers=options.workers,
+            collate_fn=_as_made,
+            pin_memory=options.device.type == "cuda",
+            worker_init_fn=_leave_signals_to_the_trainer,
+        )
+        return iter(loader)
 
 
 @contextlib.contextmanager
