@@ -185,7 +185,8 @@ void resample(const Job& job, const uint8_t* pixels, long stride, long place, Sc
     const int64_t whole[] = {job.size, job.size, 0, 0};
     const int64_t *box = job.boxes + 4 * place, *grid = job.grids ? job.grids + 4 * place : whole;
     const long length = box[3] * COLOURS;
-    auto& [rows, columns, sums, row, view] = scratch;
+    Taps &rows = scratch.rows, &columns = scratch.columns;
+    std::vector<float>&sums = scratch.sums, &row = scratch.row;
     rows.fill(box[2], grid[0], grid[2], job.size, false);
     columns.fill(box[3], grid[1], grid[3], job.size, job.flips[place]);
     sums.resize(length + 1);  // a register holds a fourth number

@@ -45,6 +45,7 @@ class Job:
         asked = (boxes.boxes_VB4, boxes.grids_VB4, boxes.flip_VB, colours_VB5)
         for tensor, dtype in zip(asked, (torch.int64, torch.int64, torch.bool, torch.float32), strict=True):
             assert tensor is None or (tensor.dtype == dtype and tensor.shape[:2] == (views, batch)), tensor
+        self.boxes_VB4 = boxes.boxes_VB4
         self.kept = (*(None if tensor is None else tensor.contiguous() for tensor in asked), views_VBCSS)
         addresses = (0 if tensor is None else tensor.data_ptr() for tensor in self.kept)
         half, planar = spec.dtype == torch.bfloat16, not spec.channels_last
@@ -79,6 +80,11 @@ def make_views_cpu(images_BHWC: Tensor, job: Job, threads: int) -> None:
     image_stride, row_stride, *dense = images_BHWC.stride()
     assert images_BHWC.dtype == torch.uint8, images_BHWC.dtype
     assert dense == [COLOURS, 1], images_BHWC.stride()
+    top, left, height, width = job.boxes_VB4.unbind(-1)
+    inside = (top + height <= images_BHWC.shape[1]) & (left + width <= images_BHWC.shape[2])
+    assert (inside & (job.boxes_VB4[..., :2] >= 0).all(-1) & (height > 0) & (width > 0)).all(), (
+        "boxes beyond images"
+    )
     run = native.function(SOURCE, "views_of_batch", (*(ADDRESS,) * 4, ctypes.c_int))
     run(job.address, images_BHWC.data_ptr(), row_stride, image_stride, threads)
 

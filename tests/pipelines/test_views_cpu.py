@@ -144,6 +144,14 @@ def test_numba_may_call_it_without_the_interpreters_lock() -> None:
     assert torch.equal(out, views_of(images, boxes, spec))
 
 
+@pytest.mark.parametrize(
+    "box", [(0, 0, 31, 5), (-1, 0, 5, 5), (0, 26, 5, 5), (0, 0, 0, 5), (3, 3, 5, -1)], ids=str
+)
+def test_boxes_beyond_the_images_are_refused(box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(AssertionError, match="boxes beyond images"):
+        views_of(noise(1, 30, 30, 3), boxes_of(box), plain(8))
+
+
 def test_an_image_may_be_a_part_of_another() -> None:
     images = noise(2, 80, 90, 3)
     part, boxes = images[:, 10:60, 20:75], boxes_of((3, 4, 40, 50), (0, 0, 50, 55))
