@@ -92,21 +92,39 @@ void pad(bfloat16* padded, long height, long width, long channels, Fill fill) {
     }
 }
 
+// out[i] = (left[i], right[i]), for 16 values.
+inline void interleave(const bfloat16* left, const bfloat16* right, bfloat16* out) {
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i low = _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i*)left));
+    const __m512i both = _mm512_inserti64x4(low, _mm256_loadu_si256((const __m256i*)right), 1);
+    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
+}
+
 // Weights as the products want them: [out / 16, in / 2, tap, 16 out, 2 in]. `backward` swaps in and out and turns
 // the kernel by 180 degrees: the gradient of the input is a convolution of the gradient of the output.
-std::vector<bfloat16> pack(const float* weight, const Shape& s, bool backward, int threads) {
-    const long outs = backward ? s.ins : s.outs, ins = backward ? s.outs : s.ins;
-    const long stored = backward ? s.outs : s.stored();
-    std::vector<bfloat16> packed(outs * stored * TAPS, bfloat16{0});
-#pragma omp parallel for num_threads(threads)
-    for (long o = 0; o < outs; ++o)
-        for (long tap = 0; tap < TAPS; ++tap)
-            for (long i = 0; i < ins; ++i) {
-                const float value = backward ? weight[(i * TAPS + TAPS - 1 - tap) * outs + o]
-                                             : weight[(o * TAPS + tap) * ins + i];
-                const long pair = (o / LANES * (stored / 2) + i / 2) * TAPS + tap;
-                packed[(pair * LANES + o % LANES) * 2 + i % 2] = rounded(value);
-            }
+inline std::vector<bfloat16> pack(const float* weight, const Shape& s, bool backward) {
+    const long stored = s.stored(), row = TAPS * stored;  // of an output channel
+    std::vector<bfloat16> plain(s.outs * row), packed(s.outs * row);
+    if (s.ins == stored)
+        for (long i = 0; i < s.outs * row; i += LANES) store(&plain[i], load(weight + i));
+    else
+        for (long i = 0; i < s.outs * row; ++i)
+            plain[i] = i % stored < s.ins ? rounded(weight[i / stored * s.ins + i % stored]) : bfloat16{0};
+    const long outs = backward ? stored : s.outs, ins = backward ? s.outs : stored;
+    alignas(64) int lanes[LANES];
+    for (int o = 0; o < LANES; ++o) lanes[o] = o * int(row / 2);
+    bfloat16* next = packed.data();
+    for (long group = 0; group < outs; group += LANES)
+        for (long i = 0; i < ins; i += 2)
+            for (long tap = 0; tap < TAPS; ++tap, next += 2 * LANES)
+                if (backward) {
+                    const bfloat16* from = &plain[i * row + (TAPS - 1 - tap) * stored + group];
+                    interleave(from, from + row, next);
+                } else {
+                    const bfloat16* from = &plain[group * row + tap * stored + i];
+                    _mm512_storeu_si512(next, _mm512_i32gather_epi32(_mm512_load_si512(lanes), from, 4));
+                }
     return packed;
 }
 

@@ -20,16 +20,9 @@ inline void pair_pixels(const bfloat16* in, bfloat16* out, long count, long step
             }
         return;
     }
-    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i interleave = _mm512_load_si512(order);
     for (long x = 0; x < count; x += step)
-        for (long c = 0; c < channels; c += LANES, out += 2 * LANES) {
-            const __m256i left = _mm256_loadu_si256((const __m256i*)(in + x * channels + c));
-            const __m256i right = _mm256_loadu_si256((const __m256i*)(in + (x + gap) * channels + c));
-            const __m512i both = _mm512_inserti64x4(_mm512_zextsi256_si512(left), right, 1);
-            _mm512_storeu_si512(out, _mm512_permutexvar_epi16(interleave, both));
-        }
+        for (long c = 0; c < channels; c += LANES, out += 2 * LANES)
+            interleave(in + x * channels + c, in + (x + gap) * channels + c, out);
 }
 
 // What the gradient of the weight is summed from: some images' inputs and gradients of z, in pairs of pixels.
@@ -207,7 +200,7 @@ void add_parts(const float* partial, const ConvGradients& out, const Shape& s, i
 template <class In, class After>
 Sums convolve_backward(const In& in, const float* weight, const Gradient<bfloat16>& gradient, const After& after,
                        const ConvGradients& out, const Shape& s, int threads) {
-    const std::vector<bfloat16> packed = out.in ? pack(weight, s, true, threads) : std::vector<bfloat16>();
+    const std::vector<bfloat16> packed = out.in ? pack(weight, s, true) : std::vector<bfloat16>();
     const long size = TAPS * s.stored() * s.outs;
     const std::unique_ptr<float[]> partial(new float[PARTS * size]);
     Sums sums(s.images, s.ins);

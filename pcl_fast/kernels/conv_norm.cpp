@@ -16,7 +16,7 @@ void conv_norm_forward(const void* in, const float* weight, const bfloat16* resi
     const Norm norm{norm_weight, norm_bias, running_mean, running_var, eps, momentum};
     const Shape s{images, height, width, ins, outs, stride};
     const long in_size = images * s.in_size(), out_size = images * s.out_size();
-    const std::vector<bfloat16> packed = pack(weight, s, false, threads);
+    const std::vector<bfloat16> packed = pack(weight, s, false);
     std::vector<float> scale(outs), shift(outs);
     for (long v = 0; v < views; ++v) {
         const std::vector<float> pivot(running_mean, running_mean + outs);

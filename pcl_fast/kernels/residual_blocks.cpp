@@ -74,7 +74,7 @@ void residual_blocks_forward(const bfloat16* x, const Block* blocks, long count,
     std::vector<std::vector<bfloat16>> packed;
     for (long b = 0; b < count; ++b)
         for (const Layer* layer : {&blocks[b].first, &blocks[b].second})
-            packed.push_back(pack(layer->conv, s, false, threads));
+            packed.push_back(pack(layer->conv, s, false));
     for (long v = 0; v < views; ++v) {
         const bfloat16* in = x + v * size;
         for (long b = 0; b < count; ++b) {

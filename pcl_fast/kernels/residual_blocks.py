@@ -7,7 +7,9 @@ block's two paths are added where they are made.
 
 import ctypes
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,17 +95,23 @@ def why_unavailable() -> str | None:
     return conv_norm.why_unavailable() or native.why_unavailable(SOURCE)
 
 
-def _layer(weight: Tensor, norm: NormState, z: Tensor, statistics: Tensor, grads: Sequence[Tensor]) -> _Layer:
-    """`statistics` [4, V, C]: mean, invstd, scale, shift. `grads`: of convolution, weight, bias; or none."""
-    layer = _Layer(
-        weight.data_ptr(),
-        *(tensor.data_ptr() for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var, z)),
-        *(row.data_ptr() for row in statistics),
-    )
+def _layer(
+    weight: Tensor, norm: NormState, z: Tensor, statistics: Iterable[int], grads: Iterable[int]
+) -> _Layer:
+    """`statistics`: where mean, invstd, scale, shift lie; `grads`: of convolution, weight, bias, or none."""
+    tensors = (weight, norm.weight, norm.bias, norm.running_mean, norm.running_var, z)
+    layer = _Layer(*(tensor.data_ptr() for tensor in tensors), *statistics)
     for name, grad in zip(("grad_conv", "grad_weight", "grad_bias"), grads, strict=False):
-        setattr(layer, name, grad.data_ptr())
+        setattr(layer, name, grad)
     layer.eps, layer.momentum = norm.eps, norm.momentum
     return layer
+
+
+def _parts(tensor: Tensor, dims: int) -> Iterator[int]:
+    """Where the parts of a dense tensor begin that its first `dims` dimensions number, in order."""
+    count = math.prod(tensor.shape[:dims])
+    size = tensor.numel() // count * tensor.element_size()
+    return iter(range(tensor.data_ptr(), tensor.data_ptr() + count * size, size))
 
 
 def _sizes(x: Tensor, views: int) -> tuple[int, ...]:
@@ -116,12 +124,12 @@ def _forward(
 ) -> None:
     """`tensors`: z1, z2 and y of each block; `statistics` [blocks, 2, 4, V, C]."""
     table = (_Block * len(blocks))()
+    parts = _parts(statistics, dims=3)
     for index, block in enumerate(blocks):
         z1, z2, y = tensors[3 * index : 3 * index + 3]
-        of_block = statistics[index]
         first, second = (
-            _layer(weight, norm, z, of_block[k], ())
-            for k, ((weight, norm), z) in enumerate(zip(block.layers, (z1, z2), strict=True))
+            _layer(weight, norm, z, islice(parts, len(STATISTICS)), ())
+            for (weight, norm), z in zip(block.layers, (z1, z2), strict=True)
         )
         table[index] = _Block(first, second, y.data_ptr(), keep or index == len(blocks) - 1)
     run = native.function(SOURCE, "residual_blocks_forward", FORWARD)
@@ -164,19 +172,23 @@ class _ResidualBlocks(torch.autograd.Function):
         channels = x.shape[1]
         grad_y = grad_y.to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x)
-        grad_convs = torch.empty(len(blocks), 2, channels, 3, 3, channels).permute(0, 1, 2, 5, 3, 4)
+        grad_convs = torch.empty(len(blocks), 2, channels, 3, 3, channels)
         grad_norms = torch.empty(len(blocks), 2, 2, views, channels)
+        parts, of_convs, of_norms = _parts(statistics, 3), _parts(grad_convs, 2), _parts(grad_norms, 3)
         table = (_Block * len(blocks))()
         for index, block in enumerate(blocks):
             z1, z2, y = tensors[3 * index : 3 * index + 3]
-            layers = [
-                _layer(weight, norm, z, statistics[index, k], (grad_convs[index, k], *grad_norms[index, k]))
-                for k, ((weight, norm), z) in enumerate(zip(block.layers, (z1, z2), strict=True))
-            ]
-            table[index] = _Block(*layers, y.data_ptr(), True)
+            first, second = (
+                _layer(
+                    weight, norm, z, islice(parts, len(STATISTICS)), (next(of_convs), *islice(of_norms, 2))
+                )
+                for (weight, norm), z in zip(block.layers, (z1, z2), strict=True)
+            )
+            table[index] = _Block(first, second, y.data_ptr(), True)
         run = native.function(SOURCE, "residual_blocks_backward", BACKWARD)
         ends = (grad_x.data_ptr(), *_sizes(x, views), torch.get_num_threads())
         run(grad_y.data_ptr(), x.data_ptr(), table, len(blocks), *ends)
-        of_norms = grad_norms.sum(3) if views > 1 else grad_norms[:, :, :, 0]
-        pairs = zip(grad_convs.flatten(0, 1), of_norms.flatten(0, 1), strict=True)
-        return grad_x, None, *(grad for conv, norm in pairs for grad in (conv, *norm))
+        convs = grad_convs.permute(0, 1, 2, 5, 3, 4).flatten(0, 1).unbind()
+        norms = (grad_norms.sum(3) if views > 1 else grad_norms[:, :, :, 0]).flatten(0, 2).unbind()
+        triples = zip(convs, norms[::2], norms[1::2], strict=True)
+        return grad_x, None, *(grad for triple in triples for grad in triple)
