@@ -1,9 +1,10 @@
 """Directing the workers: chunks are prepared in any order, placed in order, written, and noted in order."""
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ class Run:
         self.layout.position = max(self.layout.position, state.end_of_data())
         self.chunks: dict[int, Chunk] = {}
         self.next_image, self.next_chunk, self.next_to_place = state.done, 0, 0
-        self.saved, self.saved_at = state.done, time.monotonic()
+        self.saved, self.saved_at = state.done, -math.inf
 
     def to_end(self, progress: Callable[[int, int], AbstractContextManager[Callable[[int], None]]]) -> None:
         """Convert every image that is left; whatever happens, what is done is saved."""
@@ -94,7 +95,7 @@ class Run:
         for event in pool.events():
             chunk = self.chunks[event.chunk]
             if isinstance(event, Prepared):
-                chunk.prepared = event
+                chunk.prepared = replace(event, records=event.records.copy())
             elif event.problem:
                 raise self._cannot_write(event.problem)
             else:
@@ -106,7 +107,7 @@ class Run:
             assert chunk.prepared
             self.state.record(chunk.prepared.records, chunk.prepared.reasons)
             del self.chunks[number]
-        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+        if self.state.done > self.saved and time.monotonic() - self.saved_at > SAVE_SECONDS:
             self._save()
 
     def _hand_out(self, pool: WorkerPool, slot: int) -> None:

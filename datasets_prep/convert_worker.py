@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import sys
+import warnings
 import zlib
 from multiprocessing.connection import Connection
 
@@ -111,6 +112,7 @@ class Worker:
 def main() -> None:
     """Serve the connection whose descriptor is the only argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the directing process decides
+    warnings.simplefilter("ignore")  # Pillow's, of corrupt EXIF, palettes and the like
     connection = Connection(int(sys.argv[1]))
     Worker(connection, connection.recv()).serve()
 

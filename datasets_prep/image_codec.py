@@ -1,7 +1,6 @@
 """From the bytes of an image file to what is stored of it: its own bytes, a new JPEG, or raw pixels."""
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from datasets_prep.jpeg import JpegMarkers, read_markers
 from pcl_fast.beton import JPG, RAW
 
 Mode = Literal["jpg", "raw", "smart"]
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 # As many bytes as libjpeg reads ahead of the last pixel, at least.
 READ_AHEAD = 16
 MAX_PIXELS = 1 << 29  # 1.6 GB in memory; Pillow's own limit is below that of panoramas
@@ -51,7 +50,8 @@ def store_image(data: bytes, options: ImageOptions) -> StoredImage:
     """Decode the file `data` fully, and say what to store; BadImage, with the reason, if it cannot be.
 
     A JPEG that every decoder reads and that needs no shrinking keeps its bytes. Everything else becomes
-    RGB as by PIL's `convert("RGB")`; EXIF, its orientation too, is ignored.
+    RGB as by PIL's `convert("RGB")`; EXIF, its orientation too, is ignored. Pillow warns of much that
+    does no harm (corrupt EXIF, palettes): callers silence it.
     """
     markers = read_markers(data)
     image = decode_image(data, markers)
@@ -116,27 +116,26 @@ def stored_mode(size: tuple[int, int], options: ImageOptions) -> int:
 
 
 def _load(data: bytes) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # not every Pillow has them all
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of corrupt EXIF, large images, palettes
-            Image.MAX_IMAGE_PIXELS = None
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{image.width} x {image.height} pixels are more than can be decoded")
-            image.load()
+        image = Image.open(io.BytesIO(data), formats=known)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"{image.width} x {image.height} pixels are more than can be decoded")
+        image.load()
     except (MemoryError, BadImage):
         raise
     except Image.UnidentifiedImageError:
         raise BadImage("not an image in a known format") from None
     except Exception as error:  # whatever Pillow's plugins raise over damaged files
-        raise BadImage(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__) from None
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        raise BadImage(reason.strip() or type(error).__name__) from None
     return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return image.convert("RGB")
+        return image.convert("RGB")
     except ValueError as error:
         raise BadImage(f"mode {image.mode} has no conversion to RGB: {error}") from None

@@ -1,5 +1,6 @@
 """Is a .beton file what it was when it was made, and can every image of it be decoded?"""
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,8 @@ def verify(path: Path, workers: int, progress: Progress) -> Verified:
         problems = _compare(beton, manifest) if manifest else []
         # Of another file, its checksums would call every sample damaged.
         checked = manifest if manifest and manifest.num_samples == beton.num_samples else None
-        with progress(0, beton.num_samples) as show:
+        with progress(0, beton.num_samples) as show, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's; here, once for all threads
             for done, found in _in_threads(beton, checked, workers):
                 problems += found
                 show(done)
