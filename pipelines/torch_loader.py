@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as F
 
-from pcl_fast.contract import EvalBatch, ViewBatch
+from pcl_fast.contract import EvalBatch, ViewBatch, ended
 from pcl_fast.errors import DataError, PclError
 from pipelines.boxes import CropRule, draw_boxes_numpy
 from pipelines.cifar_views import Normaliser
@@ -65,9 +65,10 @@ class TorchTrainLoader:
 
     def _batches(self, images: "_TrainImages", batches: Sequence[Tensor]) -> Iterator[ViewBatch]:
         finish = _Finish(self.options)
-        for views, labels_B, ids_B in _load(images, batches, self.options):
-            views_VBCHW = finish(views).unflatten(0, (self.options.num_views, -1))
-            yield ViewBatch(views_VBCHW, finish.move(labels_B), finish.move(ids_B))
+        with ended(_load(images, batches, self.options)) as made:
+            for views, labels_B, ids_B in made:
+                views_VBCHW = finish(views).unflatten(0, (self.options.num_views, -1))
+                yield ViewBatch(views_VBCHW, finish.move(labels_B), finish.move(ids_B))
 
 
 class TorchEvalLoader:
@@ -92,8 +93,9 @@ class TorchEvalLoader:
         ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
         batches = ids.split(options.batch_size) if len(ids) else ()
         finish = _Finish(options)
-        for images, labels_B, _ in _load(_EvalImages(self.source, options), batches, options):
-            yield EvalBatch(finish(images), finish.move(labels_B))
+        with ended(_load(_EvalImages(self.source, options), batches, options)) as made:
+            for images, labels_B, _ in made:
+                yield EvalBatch(finish(images), finish.move(labels_B))
 
 
 class _Images(Dataset[Made]):
@@ -158,16 +160,18 @@ def _load(
     images: _Images, batches: Sequence[Tensor], options: ImageOptions
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The batches as the workers make them, in order."""
-    made_batches = _started(images, batches, options)
-    try:
-        with dead_workers_told():
+    with dead_workers_told():
+        made_batches = _started(images, batches, options)
+        try:
             for made in made_batches:
                 if isinstance(made, str):
                     raise DataError(made)
                 yield made
-    finally:
-        # It would do so when it is collected, but the traceback of an exception keeps it alive.
-        getattr(made_batches, "_shutdown_workers", lambda: None)()
+        except (EOFError, ConnectionError, FileNotFoundError) as error:
+            raise _dead_worker(f"its connection broke: {type(error).__name__}") from error
+        finally:
+            # It would do so when it is collected, but the traceback of an exception keeps it alive.
+            getattr(made_batches, "_shutdown_workers", lambda: None)()
 
 
 def _started(images: _Images, batches: Sequence[Tensor], options: ImageOptions) -> Iterator[Made]:
@@ -187,7 +191,7 @@ def _started(images: _Images, batches: Sequence[Tensor], options: ImageOptions) 
 
 @contextlib.contextmanager
 def dead_workers_told() -> Generator[None]:
-    """Turn torch's report of a worker that died, which may come at any moment, into one line.
+    """Turn torch's report of a worker that died into one line: a signal handler's, it may come anywhere.
 
     Raises:
         PclError: saying how it died.
@@ -197,10 +201,13 @@ def dead_workers_told() -> Generator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        reason = str(error).split("\n")[0]
-        raise PclError(
-            f"a worker of the loader died ({reason}); if memory ran out, fewer --data.workers need less"
-        ) from None
+        raise _dead_worker(str(error).split("\n")[0]) from None
+
+
+def _dead_worker(how: str) -> PclError:
+    return PclError(
+        f"a worker of the loader died ({how}); if memory ran out, fewer --data.workers need less of it"
+    )
 
 
 def _as_made(made: Any) -> Any:
