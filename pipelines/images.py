@@ -41,11 +41,19 @@ class ImageSource(Protocol):
         """The error for a sample that cannot be used."""
         ...
 
+    def read(self, sample: int) -> bytes | memoryview:
+        """The bytes of the image: a file's, or of a sample's JPEG or raw pixels.
+
+        Raises:
+            DataError: if they cannot be read, or are not those that were written.
+        """
+        ...
+
     def open(self, sample: int) -> Image.Image:
         """The image, not decoded yet.
 
         Raises:
-            DataError: if its bytes cannot be read, or are not those that were written.
+            DataError: as `read`, or if it is none.
         """
         ...
 
@@ -120,13 +128,16 @@ class ImageFolder:
             "find all that are and leave them out"
         )
 
-    def open(self, sample: int) -> Image.Image:
-        """The file, read whole."""
+    def read(self, sample: int) -> bytes:
+        """The file, whole."""
         try:
-            data = self._file(sample).read_bytes()
+            return self._file(sample).read_bytes()
         except OSError as error:
             raise DataError(f"{self._file(sample)} cannot be read: {error.strerror or error}") from None
-        return _open(self, sample, data)
+
+    def open(self, sample: int) -> Image.Image:
+        """The image in the file."""
+        return _open(self, sample, self.read(sample))
 
     def _file(self, sample: int) -> Path:
         return self.path / os.fsdecode(self._files_N[sample])
@@ -152,12 +163,16 @@ class BetonImages:
         """The error for a sample that cannot be used."""
         return damaged_sample(self.file, sample, why)
 
-    def open(self, sample: int) -> Image.Image:
-        """The sample's JPEG, or its raw pixels."""
+    def read(self, sample: int) -> memoryview:
+        """The sample's JPEG, or its raw pixels; not copied."""
         if self.manifest is not None and self._unchecked_N[sample]:
             self.manifest.check(self.file, sample)
             self._unchecked_N[sample] = False
-        data = bytes(self.file.encoded(sample))
+        return self.file.encoded(sample)
+
+    def open(self, sample: int) -> Image.Image:
+        """The image in the sample."""
+        data = bytes(self.read(sample))
         if self.file.modes_N[sample] == RAW:
             height, width = map(int, self.file.sizes_N2[sample])
             return Image.frombytes("RGB", (width, height), data)

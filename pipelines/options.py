@@ -14,6 +14,7 @@ from pipelines.normalisation import Normalisation
 
 Order = Literal["shuffled", "pages"]
 Decode = Literal["auto", "cpu", "gpu"]
+Crops = Literal["ours", "library"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class ImageOptions:
     """Threads or processes that decode; 0 decodes in the caller's, where the loader can."""
     decode: Decode = "auto"
     """Where JPEGs are decoded, for loaders that have the choice."""
+    crops: Crops = "ours"
+    """Who resizes the crops, for loaders that have the choice: our kernels, or the library that decodes."""
     rank: int = 0
     world_size: int = 1
 
