@@ -71,5 +71,5 @@ def test_training_does_not_begin(tmp_path: Path, change: Any, words: str) -> Non
 def test_evaluation_does_not_begin(tmp_path: Path) -> None:
     config = tiny_config()
     data = tiny_data(config)
-    with pytest.raises(DataError, match="the label 1[0-9]: labels of 10 classes"):
+    with pytest.raises(DataError, match=r"the label 1[0-9]: labels of 10 classes"):
         train(tmp_path, config, data=OpenData(data.train, WrongEvaluation(data.val)))
