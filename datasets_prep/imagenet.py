@@ -56,7 +56,11 @@ def _find(roots: list[Path], split: Split) -> Path | None:
 
 
 def _has_class_folders(place: Path) -> bool:
-    return place.is_dir() and any(child.is_dir() and WNID.fullmatch(child.name) for child in place.iterdir())
+    return place.is_dir() and any(_is_class_folder(child) for child in place.iterdir())
+
+
+def _is_class_folder(child: Path) -> bool:
+    return child.is_dir() and not child.name.startswith(".")
 
 
 def _known_classes(roots: list[Path]) -> tuple[str, ...]:
@@ -65,9 +69,7 @@ def _known_classes(roots: list[Path]) -> tuple[str, ...]:
     if train is None:
         return ()
     if _has_class_folders(train):
-        return tuple(
-            sorted(child.name for child in train.iterdir() if child.is_dir() and child.name[0] != ".")
-        )
+        return tuple(sorted(child.name for child in train.iterdir() if _is_class_folder(child)))
     return tuple(_class_tars(train))
 
 

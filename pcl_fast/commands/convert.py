@@ -150,7 +150,9 @@ def convert_one(listing: Listing, path: Path, options: ConvertOptions) -> Path:
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     say(f"{listing.title}: {len(listing):,} images in {len(listing.classes):,} classes -> {path}")
     if listing.ignored:
-        say(f"{len(listing.ignored):,} files are no images and are left alone, as {listing.ignored[0]}")
+        count = len(listing.ignored)
+        which = "file is no image and is" if count == 1 else "files are no images and are"
+        say(f"{count:,} {which} left alone: {listing.ignored[0]}{', ...' if count > 1 else ''}")
     started = time.monotonic()
     manifest = convert(listing, path, options, say, functools.partial(image_progress, "converting"))
     for line in summary(manifest, path, time.monotonic() - started):

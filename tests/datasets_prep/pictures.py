@@ -82,7 +82,8 @@ def convert_folder(
     **options: Any,
 ) -> Manifest:
     """Convert a folder; what is reported is appended to `said`."""
-    settings = ConvertOptions(image=image or ImageOptions(), **{"workers": 1, **options})
+    options = {"workers": 1, "image": image or ImageOptions(), **options}
+    settings = ConvertOptions(**options)
     report = (said if said is not None else []).append
     return convert(list_folder(source), destination, settings, report, stopping_at(stop_at))
 

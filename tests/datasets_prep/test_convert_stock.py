@@ -74,7 +74,7 @@ def test_stock_ffcv_reads_every_mode(source: Path, tmp_path: Path) -> None:
         assert set(read["modes"].tolist()) == {JPG if mode == "jpg" else RAW}
         if mode == "jpg":
             difference = np.abs(read["images"].astype(int) - expected)
-            assert difference.max() <= 16, "FFCV decodes with the fast, inexact transform"
+            assert difference.max() <= 32, "FFCV decodes with the fast, inexact transform"
             assert difference.mean() < 0.5
         else:
             np.testing.assert_array_equal(read["images"], expected)
