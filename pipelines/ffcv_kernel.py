@@ -4,15 +4,17 @@ Imports numba. Native functions are called by their addresses, which are argumen
 compiles depends on nothing but this file and is kept on disk from run to run.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import get_thread_id, njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# The columns of a batch's table, int64, a row for each image: where its stored bytes lie (ADDRESS, LENGTH), what
-# they are (HEIGHT, WIDTH, MODE), where its pixels go (OUT, 0: to memory of the thread's; STRIDE, bytes a row),
-# the job of views to do (0: none), its CRC-32 (-1: not to be checked), and what became of it.
+# The columns of a batch's table, int64, a row for each image: where its stored bytes lie (ADDRESS, LENGTH),
+# what they are (HEIGHT, WIDTH, MODE), where its pixels go (OUT, 0: to memory of the thread's; STRIDE, bytes
+# a row), the job of views to do (0: none), its CRC-32 (-1: not to be checked), and what became of it.
 ADDRESS, LENGTH, HEIGHT, WIDTH, MODE, OUT, STRIDE, JOB, CHECKSUM, STATUS = range(10)
 COLUMNS = 10
 DONE, WARNED, FAILED, OTHER_SIZE, CHANGED = range(5)
@@ -32,8 +34,7 @@ INFO = 4  # what tjDecompressHeader3 tells: width, height, subsampling, colours;
 _RAW, _RGB, _ACCURATE, _INT = 1, 0, 0, 0xFFFFFFFF
 
 
-@intrinsic
-def _call(_, address, arguments):  # pyright: ignore[reportMissingParameterType]
+def _code_of_call(_, address, arguments):  # pyright: ignore[reportMissingParameterType]
     """The C function at an address, of 64-bit integers or pointers; what it returns is one, too."""
 
     def codegen(context, builder, signature, values):  # pyright: ignore[reportMissingParameterType]
@@ -42,6 +43,9 @@ def _call(_, address, arguments):  # pyright: ignore[reportMissingParameterType]
         return builder.call(builder.inttoptr(values[0], function.as_pointer()), words)
 
     return types.int64(address, arguments), codegen
+
+
+_call: Any = intrinsic(_code_of_call)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -84,7 +88,7 @@ def _decode(table, number, natives, handle, info, scratch):  # pyright: ignore[r
 
 @njit(nogil=True, parallel=True, cache=True, error_model="numpy")
 def decode_all(table, natives, handles, infos, scratches):  # pyright: ignore[reportMissingParameterType]
-    """Decode every row of a table. Of each thread: a decoder's handle (0 at first), INFO, memory for pixels."""
+    """Decode every row of a table; each thread has a decoder's handle (0 at first), INFO, and memory."""
     for number in prange(len(table)):
         thread = get_thread_id()
         if handles[thread] == 0:

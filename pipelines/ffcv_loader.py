@@ -1,0 +1,162 @@
+"""FFCV: a .beton file decoded by threads without the interpreter's lock, each image once for all its views.
+
+Of FFCV are the reader, the memory map, the compiled pipeline and its thread. Ours is the operation in it
+(ffcv_kernel.py): it decodes as PIL does, to the bit, and says what is damaged. Views are made at once by
+the thread that decoded, or, on a CUDA device, there: the host then sends bytes, once an image. Order and
+crops are drawn from (seed, epoch, sample, view), so neither workers nor ranks nor the step that an epoch
+is resumed at change a pixel.
+"""
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import numba
+import torch
+from torch import Tensor
+
+from pcl_fast.contract import EvalBatch, ViewBatch
+from pipelines import views_cpu
+from pipelines.augment import random_boxes
+from pipelines.boxes import Boxes, CropRule, centre_boxes
+from pipelines.ffcv_work import BoxRule, CheckedImages, Served, ViewsOnTheDevice, ViewsWhenDecoded
+from pipelines.images import check_labels
+from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
+from pipelines.order import EpochPlan, share
+from pipelines.recycled import Recycler
+from pipelines.view_spec import ViewSpec
+
+# Two wait while one is made: a batch of three views of 256 images is 460 MB in float32.
+BATCHES_AHEAD = 2
+MakeViews = Literal["auto", "decoder", "device"]
+
+
+class FfcvTrainLoader:
+    """Serves augmented views of a .beton file; a `TrainLoader`.
+
+    Threads live as long as the iterator of an epoch.
+    """
+
+    def __init__(self, path: Path, options: ImageTrainOptions, make_views: MakeViews = "auto") -> None:
+        """Open the file; `make_views`: in the decoding threads, or on the device in one go.
+
+        Raises:
+            DataError: if it is missing, damaged, of other classes, or too small for one batch.
+            ConfigError: for options that do not fit it.
+        """
+        self.options = options
+        self._engine = _Engine(path, options, make_views)
+        samples = self._engine.samples
+        self.plan = EpochPlan.of(len(samples.labels_N), options, samples.page_of_N)
+        self.num_samples, self.steps_per_epoch = self.plan.num_samples, self.plan.steps_per_epoch
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
+        """Yield the batches of an epoch (0-based) from batch `first_step` on; closing ends the threads.
+
+        The iterator raises DataError naming a sample that is damaged.
+
+        Raises:
+            ConfigError: for a step that the epoch does not have.
+        """
+        options = self.options
+        rule = CropRule(options.scale, options.ratio)
+
+        def boxes(sizes_B2: Tensor, ids_B: Tensor) -> Boxes[Tensor]:
+            return random_boxes(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
+
+        return self._views(self._engine.batches(self.plan.batches(epoch, first_step), boxes))
+
+    @staticmethod
+    def _views(served: Generator[Served]) -> Iterator[ViewBatch]:
+        with contextlib.closing(served):
+            for batch in served:
+                yield ViewBatch(batch.views_VBCSS, batch.labels_B, batch.ids_B)
+
+
+class FfcvEvalLoader:
+    """Serves the centres of the images of a .beton file, in order; an `EvalLoader`.
+
+    Of several ranks each serves its share, a run of samples; `num_samples` are those of all ranks.
+    """
+
+    def __init__(self, path: Path, options: ImageEvalOptions, make_views: MakeViews = "auto") -> None:
+        """Open the file.
+
+        Raises:
+            DataError: if it is missing, damaged, or of other classes.
+        """
+        self.options = options
+        self._engine = _Engine(path, options, make_views)
+        self.num_samples = len(self._engine.samples.labels_N)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        """Yield every batch once, the last one shorter if need be."""
+        options = self.options
+        ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
+
+        def boxes(sizes_B2: Tensor, _: Tensor) -> Boxes[Tensor]:
+            return centre_boxes(sizes_B2, options.image_size, options.resize)
+
+        batches = ids.split(options.batch_size) if len(ids) else ()
+        with contextlib.closing(self._engine.batches(batches, boxes)) as served:
+            for batch in served:
+                yield EvalBatch(batch.views_VBCSS[0], batch.labels_B)
+
+
+class _Engine:
+    """What training and evaluation have in common: FFCV's loader of a file, and how views are made."""
+
+    def __init__(self, path: Path, options: ImageOptions, make_views: MakeViews) -> None:
+        with _threads_kept():
+            self.parts = _import_parts()
+            self.samples = CheckedImages(path, self.parts.why_damaged)
+            check_labels(self.samples, options.num_classes)
+            self.loader = self.parts.open_loader(
+                str(path), options.batch_size, options.workers, BATCHES_AHEAD
+            )
+        self.device = options.device
+        self.spec = ViewSpec(
+            normalisation=options.normalisation,
+            size=options.image_size,
+            dtype=options.dtype,
+            channels_last=options.channels_last,
+        )
+        by_decoder = options.device.type == "cpu" and views_cpu.why_unavailable() is None
+        self.in_decoder = make_views == "decoder" or (make_views == "auto" and by_decoder)
+        self.natives = self.parts.native_addresses(views_cpu.image_function() if self.in_decoder else None)
+        self.memory = Recycler(BATCHES_AHEAD + 2)
+
+    def batches(self, batches: Sequence[Tensor], boxes: BoxRule) -> Generator[Served]:
+        """The batches of these samples; the thread starts with the first, and ends with the generator."""
+        if not batches:
+            return
+        if self.in_decoder:
+            work = ViewsWhenDecoded(self.samples, self.spec, self.memory, boxes)
+        else:
+            work = ViewsOnTheDevice(self.samples, self.spec, self.memory, boxes, self.device)
+        epoch = self.parts.Epoch(self.loader, torch.cat(tuple(batches)).numpy(), work, self.natives)
+        try:
+            for made in epoch:
+                yield work.serve(made)
+        finally:
+            epoch.close()
+            epoch.join()
+
+
+def _import_parts() -> ModuleType:
+    from pipelines import ffcv_parts
+
+    return ffcv_parts
+
+
+@contextlib.contextmanager
+def _threads_kept() -> Generator[None]:
+    """A block after which torch and numba have as many threads as before: FFCV sets both."""
+    before = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        numba.set_num_threads(before[1])
