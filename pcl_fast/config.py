@@ -46,6 +46,8 @@ class DataConfig:
     """Threads or processes that decode; by default one for each core that this process may use."""
     decode: Literal["auto", "cpu", "gpu"] = "auto"
     """Where dali decodes; auto is where the run's device is."""
+    crops: Literal["ours", "library"] = "ours"
+    """Who resizes the crops that dali decodes: our kernels, or dali."""
     image_size: int | None = None
     """Height and width of the views; by default the data set's (ImageNet: 224)."""
     order: Literal["shuffled", "pages"] = "shuffled"

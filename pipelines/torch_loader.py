@@ -185,6 +185,7 @@ def _started(images: _Images, batches: Sequence[Tensor], options: ImageOptions) 
             collate_fn=_as_made,
             pin_memory=options.device.type == "cuda",
             worker_init_fn=_leave_signals_to_the_trainer,
+            generator=torch.Generator(),  # or else each epoch would draw from the trainer's
         )
         return iter(loader)
 

@@ -117,6 +117,7 @@ def _common(config: Config) -> dict[str, Any]:
         "image_size": data.pixels,
         "workers": len(os.sched_getaffinity(0)) if data.workers is None else data.workers,
         "decode": data.decode,
+        "crops": data.crops,
     }
 
 

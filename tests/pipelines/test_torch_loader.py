@@ -207,6 +207,13 @@ def test_workers_end_with_the_iterator(folder: Path, end: str) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_nobodys_random_numbers_are_used(folder: Path, workers: int) -> None:
+    before = torch.get_rng_state()
+    assert len(batches_of(folder, workers=workers)) == 5
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_epoch_not_begun_starts_no_workers(folder: Path) -> None:
     iterator = TorchTrainLoader(folder, dataclasses.replace(TRAIN, workers=2)).epoch(0)
     assert multiprocessing.active_children() == []
