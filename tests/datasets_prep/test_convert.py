@@ -97,6 +97,27 @@ def test_a_stopped_conversion_goes_on(source: Path, undisturbed: Path, tmp_path:
     assert going_on == [] if not images else images <= going_on[0] <= 70
 
 
+@pytest.mark.parametrize("ending", ["file.beton.manifest.json", "file.beton"])
+def test_stopped_at_the_very_end_it_goes_on(
+    source: Path, undisturbed: Path, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the manifest, or between it and the file, gets its name."""
+    path, replace = fresh(tmp_path), os.replace
+
+    def stop(old: Path, new: Path) -> None:
+        if Path(new).name == ending:
+            raise Stopped
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stop)
+        with pytest.raises(Stopped):
+            convert_folder(source, path, image=SMALLER)
+    assert not path.exists()
+    convert_folder(source, path, image=SMALLER)
+    assert_same(path, undisturbed)
+
+
 def test_what_was_lost_of_the_data_is_written_again(source: Path, undisturbed: Path, tmp_path: Path) -> None:
     path = fresh(tmp_path)
     with pytest.raises(Stopped):
