@@ -115,10 +115,15 @@ def _common(config: Config) -> dict[str, Any]:
         # The first convolution would round float32 images to just these.
         "dtype": torch.bfloat16 if config.amp.dtype == "bfloat16" else torch.float32,
         "image_size": data.pixels,
-        "workers": len(os.sched_getaffinity(0)) if data.workers is None else data.workers,
+        "workers": default_workers() if data.workers is None else data.workers,
         "decode": data.decode,
         "crops": data.crops,
     }
+
+
+def default_workers() -> int:
+    """One for each core of this process, which it shares with the other ranks that torchrun started here."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _readable(config: Config, path: Path | None, flag: str) -> Path:
