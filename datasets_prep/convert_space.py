@@ -14,7 +14,7 @@ from pcl_fast.beton import ALLOCATION, JPG, SAMPLE
 from pcl_fast.errors import PclError
 
 EXAMPLES = 200
-JPEG_BYTES_PER_PIXEL = 0.45  # photos of 500 pixels, quality 90
+JPEG_BYTES_PER_PIXEL = 0.3  # photos shrunk to 500 pixels, at quality 90
 DOUBT = 0.9  # an estimate is an estimate: only what is well below it is refused
 
 

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass, field
 
+import numpy as np
+
 START = b"\xff\xd8"
 END = 0xD9
-# In compressed data 0xff is followed by 0, or by a restart marker; before a marker it may be repeated.
-MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
-ANY_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+# In compressed data, 0xff is followed by one of these, or by itself: it is no marker then.
+IN_DATA = np.zeros(256, np.bool_)
+IN_DATA[[0x00, *range(0xD0, 0xD8), 0xFF]] = True
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 SCAN = 0xDA
@@ -69,10 +72,9 @@ def read_markers(data: bytes) -> JpegMarkers | None:
         return None
     found, position = JpegMarkers(), len(START)
     component_ids: list[int] = []
-    while match := (MARKER if found.scans else ANY_MARKER).search(data, position):
+    while match := MARKER.search(data, position):
         marker, content = match[1][0], match.end()
-        # Before the first scan nothing may stand between segments, afterwards compressed data do.
-        found.clean &= bool(found.scans) or match.start() == position
+        found.clean &= match.start() == position
         if marker == END:
             found.end = match.start()
             return found
@@ -87,7 +89,16 @@ def read_markers(data: bytes) -> JpegMarkers | None:
             component_ids = _read_frame(found, marker, segment)
         elif marker == SCAN and len(segment) >= 4:
             _read_scan(found, component_ids, segment)
+            position = _after_data(data, position)
     return found
+
+
+def _after_data(data: bytes, position: int) -> int:
+    """The place of the first marker after the compressed data at `position`, or the end."""
+    rest = np.frombuffer(data, np.uint8, offset=position)
+    (marks,) = np.nonzero(rest[:-1] == 0xFF)
+    (markers,) = np.nonzero(~IN_DATA[rest[marks + 1]])
+    return position + int(marks[markers[0]]) if len(markers) else len(data)
 
 
 def _read_frame(found: JpegMarkers, marker: int, segment: bytes) -> list[int]:

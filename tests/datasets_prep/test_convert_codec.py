@@ -221,3 +221,17 @@ def test_no_real_photo_is_called_cut_and_every_one_cut_in_half_is(shared_data: P
         assert markers.end is not None
         with pytest.raises(BadImage):
             store_image(data[: markers.end // 2] + b"\xff\xd9", ImageOptions())
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_wherever_a_jpeg_is_cut_its_markers_can_be_read(progressive: bool) -> None:
+    data = encoded(picture(9), quality=80, progressive=progressive, restart_marker_rows=1)
+    whole = read_markers(data)
+    assert whole is not None
+    assert whole.end == len(data) - 2
+    assert whole.is_plain
+    for size in range(2, len(data)):
+        cut = read_markers(data[:size])
+        assert cut is not None
+        assert cut.end is None, "the end marker is the last thing in it"
+        assert not cut.is_plain
