@@ -8,6 +8,7 @@ is resumed at change a pixel.
 """
 
 import contextlib
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -109,10 +110,11 @@ class _Engine:
     """What training and evaluation have in common: FFCV's loader of a file, and how views are made."""
 
     def __init__(self, path: Path, options: ImageOptions, make_views: MakeViews) -> None:
-        with _threads_kept():
+        with _quietly():
             self.parts = _import_parts()
-            self.samples = CheckedImages(path, self.parts.why_damaged)
-            check_labels(self.samples, options.num_classes)
+        self.samples = CheckedImages(path, self.parts.why_damaged)
+        check_labels(self.samples, options.num_classes)
+        with _quietly():
             self.loader = self.parts.open_loader(
                 str(path), options.batch_size, options.workers, BATCHES_AHEAD
             )
@@ -152,11 +154,16 @@ def _import_parts() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _threads_kept() -> Generator[None]:
-    """A block after which torch and numba have as many threads as before: FFCV sets both."""
+def _quietly() -> Generator[None]:
+    """A block after which torch and numba have as many threads as before: FFCV sets both.
+
+    It also uses what Python deprecates; nobody here can help that.
+    """
     before = torch.get_num_threads(), numba.get_num_threads()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])

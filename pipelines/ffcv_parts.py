@@ -130,6 +130,8 @@ class Epoch(EpochIterator):
         """The next batch; raises what the thread ended with."""
         made = self.output_queue.get()
         if isinstance(made, Failure):
+            if isinstance(made.error, StopIteration):  # would look like the end of the epoch
+                raise RuntimeError("a batch could not be made") from made.error
             raise made.error
         if made is None:
             raise StopIteration
