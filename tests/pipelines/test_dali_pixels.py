@@ -15,7 +15,6 @@ from torchvision.transforms import v2
 
 from datasets_prep.image_codec import ImageOptions
 from pcl_fast.contract import EvalLoader, ViewBatch
-from pipelines import views_cpu
 from pipelines.boxes import centre_boxes, draw_boxes
 from pipelines.dali_feed import plain_jpeg_size
 from pipelines.dali_loader import DaliEvalLoader
@@ -138,7 +137,7 @@ def test_without_a_compiler_views_are_the_same_to_rounding(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = batches_of(folder)
-    monkeypatch.setattr(views_cpu, "why_unavailable", lambda: "no C++ compiler")
+    monkeypatch.setattr("pipelines.views_cpu.why_unavailable", lambda: "no C++ compiler")
     for one, other in zip(batches_of(folder), whole, strict=True):
         assert (one.views_VBCHW - other.views_VBCHW).abs().max() <= 1e-3 * LEVEL
 
