@@ -31,6 +31,7 @@ from pipelines.dali_work import BoxRule, Made, Work
 from pipelines.images import ImageSource, check_labels, open_images
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
+from pipelines.recycled import Recycler
 from pipelines.view_spec import ViewSpec
 
 # One waits while one is made: a batch of three views of 256 images is 460 MB in float32.
@@ -136,7 +137,7 @@ def _work(source: ImageSource, options: ImageOptions, num_views: int, centre: bo
         num_views=num_views,
         centre=centre,
     )
-    return Work(source, plan, spec, device)
+    return Work(source, plan, spec, device, Recycler(BATCHES_AHEAD + 2))
 
 
 def _served(work: Work, batches: Sequence[Tensor], boxes: BoxRule, options: ImageOptions) -> Iterator[Made]:

@@ -20,6 +20,7 @@ from pipelines.boxes import Boxes
 from pipelines.dali_feed import Fed, Feed
 from pipelines.dali_pipeline import AHEAD, Plan, build, inputs
 from pipelines.images import ImageSource, decode
+from pipelines.recycled import Recycler
 from pipelines.view_spec import COLOURS, ViewSpec
 
 # Of int64 sizes [B, 2] and sample ids [B].
@@ -60,6 +61,15 @@ class Work:
     plan: Plan
     spec: ViewSpec
     device: torch.device
+    memory: Recycler
+
+    def empty(self, views: int, batch: int) -> Tensor:
+        """Memory for the views of a batch."""
+        if self.device.type == "cuda":
+            return self.spec.empty(views, batch, self.device)
+        like = self.spec.empty(views, batch, torch.device("meta"))
+        memory = self.memory.empty(like.numel() * like.element_size())
+        return memory.view(like.dtype).as_strided(like.shape, like.stride())
 
     def run(self, batches: Sequence[Tensor], boxes: BoxRule) -> Generator[Made]:
         """Make the batches of these samples; DALI's threads and ours end with the generator.
@@ -135,7 +145,7 @@ class _Run:
 
     def _views(self, batch: _Batch, outputs: Sequence[Any]) -> Tensor:
         work, views = self.work, batch.boxes.flip_VB.shape[0]
-        out = work.spec.empty(views, len(batch.ids_B), work.device)
+        out = work.empty(views, len(batch.ids_B))
         if work.plan.crops is not None:
             for made_BCSS, view in zip(out, outputs, strict=False):
                 made_BCSS.copy_(torch.from_dlpack(view.as_tensor()).permute(0, 3, 1, 2))
