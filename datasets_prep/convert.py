@@ -20,10 +20,10 @@ from datasets_prep.convert_space import check_space
 from datasets_prep.convert_state import BAD, STORED, UNREAD, ConversionState
 from datasets_prep.image_codec import ImageOptions
 from datasets_prep.listing import Listing
-from datasets_prep.quarantine import quarantine_path, write_quarantine
+from datasets_prep.quarantine import write_quarantine
 from pcl_fast.beton import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from pcl_fast.errors import ConfigError, DataError
-from pcl_fast.manifest import Manifest, Quarantined, manifest_path
+from pcl_fast.manifest import Manifest, Quarantined
 
 Report = Callable[[str], None]
 Progress = Callable[[int, int], AbstractContextManager[Callable[[int], None]]]
@@ -168,6 +168,3 @@ def _judge(state: ConversionState, max_bad: int, report: Report) -> tuple[Quaran
 def _printable(name: str) -> str:
     """A path as text, also if it is no UTF-8."""
     return name.encode(errors="backslashreplace").decode()
-
-
-__all__ = ["ConvertOptions", "convert", "manifest_path", "quarantine_path"]
