@@ -8,27 +8,24 @@ ours: drawn from (seed, epoch, sample, view), so that neither workers nor ranks 
 resumed at change a pixel.
 """
 
-import contextlib
-import signal
-import warnings
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from torchvision.transforms.v2 import functional as F
 
 from pcl_fast.contract import EvalBatch, ViewBatch, ended
-from pcl_fast.errors import DataError, PclError
+from pcl_fast.errors import DataError
 from pipelines.boxes import CropRule, draw_boxes_numpy
 from pipelines.cifar_views import Normaliser
 from pipelines.images import ImageSource, check_labels, decode, open_images
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
+from pipelines.workers import made_by_workers
 
 # What a worker makes of a batch: images, labels, ids; or in words why it could not.
 Made = tuple[Tensor, Tensor, Tensor] | str
@@ -160,65 +157,12 @@ def _load(
     images: _Images, batches: Sequence[Tensor], options: ImageOptions
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The batches as the workers make them, in order."""
-    with dead_workers_told():
-        made_batches = _started(images, batches, options)
-        try:
-            for made in made_batches:
-                if isinstance(made, str):
-                    raise DataError(made)
-                yield made
-        except (EOFError, ConnectionError, FileNotFoundError) as error:
-            raise _dead_worker(f"its connection broke: {type(error).__name__}") from error
-        finally:
-            # It would do so when it is collected, but the traceback of an exception keeps it alive.
-            getattr(made_batches, "_shutdown_workers", lambda: None)()
-
-
-def _started(images: _Images, batches: Sequence[Tensor], options: ImageOptions) -> Iterator[Made]:
-    loader: Iterable[Made]
-    with warnings.catch_warnings():  # of more workers than cores, which may be what is wanted
-        warnings.simplefilter("ignore")
-        loader = DataLoader(
-            images,  # pyright: ignore[reportArgumentType]
-            batch_sampler=(ids.tolist() for ids in batches),  # pyright: ignore[reportArgumentType]
-            num_workers=options.workers,
-            collate_fn=_as_made,
-            pin_memory=options.device.type == "cuda",
-            worker_init_fn=_leave_signals_to_the_trainer,
-            generator=torch.Generator(),  # or else each epoch would draw from the trainer's
-        )
-        return iter(loader)
-
-
-@contextlib.contextmanager
-def dead_workers_told() -> Generator[None]:
-    """Turn torch's report of a worker that died into one line: a signal handler's, it may come anywhere.
-
-    Raises:
-        PclError: saying how it died.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise _dead_worker(str(error).split("\n")[0]) from None
-
-
-def _dead_worker(how: str) -> PclError:
-    return PclError(
-        f"a worker of the loader died ({how}); if memory ran out, fewer --data.workers need less of it"
-    )
-
-
-def _as_made(made: Any) -> Any:
-    return made
-
-
-def _leave_signals_to_the_trainer(_: int) -> None:
-    """Ctrl-C and the signals of schedulers reach workers, too; the trainer saves first and then ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    pin_memory = options.device.type == "cuda"
+    with ended(made_by_workers(images, batches, options.workers, pin_memory)) as all_made:
+        for made in all_made:
+            if isinstance(made, str):
+                raise DataError(made)
+            yield made
 
 
 class _Finish:

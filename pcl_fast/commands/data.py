@@ -13,7 +13,6 @@ from pcl_fast.errors import ConfigError
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 from pipelines.synthetic import SyntheticEvalLoader, SyntheticOptions, SyntheticTrainLoader
-from pipelines.torch_loader import dead_workers_told
 
 
 def fit_to_data(config: Config) -> Config:
@@ -42,11 +41,10 @@ def fit_to_data(config: Config) -> Config:
 
 @contextlib.contextmanager
 def opened_data(config: Config, num_views: int) -> Generator[OpenData]:
-    """The loaders of `open_data` within a block, in which a dead worker is an error of one line."""
+    """The loaders of `open_data` within a block, which closes them."""
     data = open_data(config, num_views)
     try:
-        with dead_workers_told():
-            yield data
+        yield data
     finally:
         data.close()
 
@@ -69,8 +67,7 @@ def opened_val(config: Config) -> Generator[EvalLoader]:
     """The evaluation loader of `opened_data` alone; the training images need not be there."""
     val = _open_val(config)
     try:
-        with dead_workers_told():
-            yield val
+        yield val
     finally:
         close_if_possible(val)
 
