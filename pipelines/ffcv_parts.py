@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pipelines import ffcv_kernel as kernel
 
 # Images that a thread takes at a time: sizes vary, and nobody should wait long for the last.
-IMAGES_AT_A_TIME = 4
+IMAGES_AT_A_TIME = 1
 PUT_SECONDS = 0.1
 
 

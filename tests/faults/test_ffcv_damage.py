@@ -100,7 +100,7 @@ def flipped(data: bytearray) -> bytearray:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (zeros_from(700), "Corrupt JPEG data"),
+        (zeros_from(700), "Premature end of JPEG file"),
         (not_a_jpeg, "Not a JPEG file"),
         (another_size, "its size is another one"),
     ],
@@ -161,7 +161,8 @@ def test_stray_bytes_are_damage_unless_a_checksum_vouches_for_them(tmp_path: Pat
 
     manifest_path(path).unlink()
     _, message = run_until_it_fails(FfcvTrainLoader(path, OPTIONS).epoch(0))
-    assert "sample 0 is damaged (Corrupt JPEG data: 5 extraneous bytes" in message
+    assert "sample 0 is damaged (Corrupt JPEG data: " in message
+    assert "extraneous bytes" in message
 
 
 @pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, StopIteration])

@@ -190,7 +190,9 @@ def test_evaluation_is_the_torch_loaders_and_every_sample_comes_once(beton: Path
     batches = list(loader)
     assert [len(batch.labels_B) for batch in batches] == [6, 6, 6, 6, 3]
     assert loader.num_samples == IMAGES
-    for ours, theirs in zip(batches, TorchEvalLoader(beton, dataclasses.replace(EVAL, workers=0)), strict=True):
+    for ours, theirs in zip(
+        batches, TorchEvalLoader(beton, dataclasses.replace(EVAL, workers=0)), strict=True
+    ):
         assert (ours.images_BCHW - theirs.images_BCHW).abs().max() <= 1.01 * LEVEL
         assert torch.equal(ours.labels_B, theirs.labels_B)
 
