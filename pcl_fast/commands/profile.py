@@ -1,5 +1,9 @@
-"""`pcl-fast profile PRESET`: the speed of a training step against the straightforward implementation."""
+"""`pcl-fast profile PRESET`: the speed of a training step against the straightforward implementation.
 
+`pcl-fast profile data FILE`, the speed of the loaders, is in profile_data.py.
+"""
+
+import importlib
 import json
 import os
 import platform
@@ -49,6 +53,9 @@ class ProfileOptions:
 
 def main(words: Sequence[str]) -> None:
     """Time the baseline's and the product's step on the same batches, and print both and their ratio."""
+    if words[:1] == ["data"]:
+        importlib.import_module("pcl_fast.commands.profile_data").main(words[1:])
+        return
     chosen, options = choose_with("profile", words, ProfileOptions())
     console = Console()
     report: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **machine()}
