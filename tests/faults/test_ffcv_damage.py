@@ -13,13 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets_prep.image_codec import ImageOptions
 from pcl_fast.beton import open_beton
 from pcl_fast.errors import DataError
 from pcl_fast.manifest import manifest_path
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
-from tests.datasets_prep.pictures import convert_folder, encoded, picture, write_folder
+from tests.datasets_prep.pictures import ImageOptions, convert_folder, encoded, picture, write_folder
 
 if find_spec("ffcv") is None:
     pytest.skip("ffcv is not installed: pip install 'pcl-fast[ffcv]'", allow_module_level=True)
@@ -65,7 +64,7 @@ def overwrite(path: Path, sample: int, change: Any) -> None:
         out.write(changed)
 
 
-def run_until_it_fails(batches: Iterator[Any], error: type[Exception] = DataError) -> tuple[int, str]:
+def run_until_it_fails(batches: Iterator[Any], error: type[BaseException] = DataError) -> tuple[int, str]:
     """How many batches came before the error, and its message; it comes soon and leaves no thread."""
     came: list[Any] = []
     before, begin = threading.active_count(), time.monotonic()
