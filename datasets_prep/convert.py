@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from datasets_prep.beton_writer import PAGE_SIZE, Layout, page_size_for
-from datasets_prep.convert_finish import finish
-from datasets_prep.convert_run import Run, RunOptions
-from datasets_prep.convert_space import check_space
-from datasets_prep.convert_state import BAD, STORED, UNREAD, ConversionState
-from datasets_prep.image_codec import ImageOptions
-from datasets_prep.listing import Listing
-from datasets_prep.quarantine import write_quarantine
+from datasets_prep.conversion.codec import ImageOptions
+from datasets_prep.conversion.finish import finish
+from datasets_prep.conversion.quarantine import write_quarantine
+from datasets_prep.conversion.run import Run, RunOptions
+from datasets_prep.conversion.space import check_space
+from datasets_prep.conversion.state import BAD, STORED, UNREAD, ConversionState
+from datasets_prep.conversion.writer import PAGE_SIZE, Layout, page_size_for
+from datasets_prep.listings.listing import Listing
 from pcl_fast.beton import MAX_PAGE_SIZE, MIN_PAGE_SIZE
 from pcl_fast.errors import ConfigError, DataError
 from pcl_fast.manifest import Manifest, Quarantined

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from datasets_prep.image_codec import BadImage, decode_image
-from datasets_prep.jpeg import read_markers
+from datasets_prep.conversion.codec import BadImage, decode_image
+from datasets_prep.conversion.jpeg import read_markers
 from pcl_fast.beton import JPG, BetonFile, open_beton
 from pcl_fast.manifest import Manifest, manifest_path, read_manifest
 

@@ -12,12 +12,12 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from datasets_prep.cifar_listing import list_cifar
+from datasets_prep.conversion.codec import ImageOptions, Mode
+from datasets_prep.conversion.progress import format_seconds, image_progress
 from datasets_prep.convert import ConvertOptions, convert
-from datasets_prep.convert_progress import format_seconds, image_progress
-from datasets_prep.image_codec import ImageOptions, Mode
-from datasets_prep.imagenet import list_imagenet
-from datasets_prep.listing import Listing, list_folder
+from datasets_prep.listings.cifar import list_cifar
+from datasets_prep.listings.imagenet import list_imagenet
+from datasets_prep.listings.listing import Listing, list_folder
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.manifest import Manifest
 

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 
 from datasets_prep.contact_sheet import contact_sheet
-from datasets_prep.convert_progress import image_progress
+from datasets_prep.conversion.progress import image_progress
 from datasets_prep.verify import verify
 from pcl_fast import atomic
 from pcl_fast.beton import open_beton

@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,6 +144,11 @@ def interleave(contenders: Sequence[Contender], repeats: int, window: Window, de
 def cpu_seconds() -> float:
     """Processor time of this process and the workers it has now."""
     return time.process_time() + sum(_child_seconds(child.pid) for child in multiprocessing.active_children())
+
+
+def cores_available() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def memory_in_use() -> int:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets_prep.conversion.codec import ImageOptions
 from datasets_prep.convert import ConvertOptions, Progress, convert
-from datasets_prep.image_codec import ImageOptions
-from datasets_prep.listing import list_folder
+from datasets_prep.listings.listing import list_folder
 from pcl_fast.manifest import Manifest
 from tests.conftest import REPOSITORY
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from datasets_prep.conversion.codec import ImageOptions
+from datasets_prep.conversion.state import ConversionState
 from datasets_prep.convert import ConvertOptions
-from datasets_prep.convert_state import ConversionState
-from datasets_prep.image_codec import ImageOptions
-from datasets_prep.listing import list_folder
+from datasets_prep.listings.listing import list_folder
 from pcl_fast.beton import open_beton
 from pcl_fast.errors import ConfigError, DataError, PclError
 from pcl_fast.manifest import manifest_path, open_with_manifest
@@ -217,7 +217,7 @@ def test_a_folder_is_no_destination(source: Path, tmp_path: Path) -> None:
 def test_two_conversions_to_one_file_do_not_mix(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datasets_prep.convert_state.LOCK_SECONDS", 0.3)
+    monkeypatch.setattr("datasets_prep.conversion.state.LOCK_SECONDS", 0.3)
     state = ConversionState(tmp_path / "file.beton", list_folder(source))
     with pytest.raises(ConfigError, match="another conversion to the same file is running"):
         convert_folder(source, tmp_path / "file.beton")
@@ -280,7 +280,7 @@ def workers_of(process: int) -> list[int]:
     return [
         int(child)
         for child in children
-        if b"datasets_prep.convert_worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"datasets_prep.conversion.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from datasets_prep.cifar import RELEASES, load_cifar
-from datasets_prep.cifar_listing import CLASSES, list_cifar
 from datasets_prep.convert import ConvertOptions, convert
+from datasets_prep.listings.cifar import CLASSES, list_cifar
 from pcl_fast.beton import RAW
 from pcl_fast.errors import DataError
 from pcl_fast.manifest import open_with_manifest

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_prep.image_codec import (
+from datasets_prep.conversion.codec import (
     ORIGINAL,
     PIXELS,
     REENCODED,
@@ -18,7 +18,7 @@ from datasets_prep.image_codec import (
     store_image,
     store_planes,
 )
-from datasets_prep.jpeg import read_markers
+from datasets_prep.conversion.jpeg import read_markers
 from pcl_fast.beton import JPG, RAW
 from tests.datasets_prep.pictures import decoded, encoded, picture
 

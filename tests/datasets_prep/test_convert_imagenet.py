@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from datasets_prep.convert import ConvertOptions, convert
-from datasets_prep.imagenet import Split, list_imagenet
-from datasets_prep.mat5 import read_structures
+from datasets_prep.listings.imagenet import Split, list_imagenet
+from datasets_prep.listings.mat5 import read_structures
 from pcl_fast.errors import DataError
 from pcl_fast.manifest import open_with_manifest
 from tests.datasets_prep.pictures import encoded, picture, stopping_at

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from datasets_prep.listing import list_folder
+from datasets_prep.listings.listing import list_folder
 from pcl_fast.errors import ConfigError, DataError
 from tests.datasets_prep.pictures import encoded, picture, write_folder
 

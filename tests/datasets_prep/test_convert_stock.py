@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets_prep.image_codec import ImageOptions, Mode
+from datasets_prep.conversion.codec import ImageOptions, Mode
 from pcl_fast.beton import JPG, RAW, open_beton
 from tests.datasets_prep.pictures import convert_folder, decoded, encoded, picture
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets_prep.contact_sheet import CAPTION, GAP, TILE, contact_sheet
-from datasets_prep.image_codec import ImageOptions
+from datasets_prep.conversion.codec import ImageOptions
 from datasets_prep.verify import verify
 from pcl_fast.beton import SAMPLE, SAMPLES_AT, open_beton
 from pcl_fast.manifest import manifest_path, read_manifest

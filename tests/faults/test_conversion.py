@@ -149,7 +149,7 @@ def customized(tmp_path: Path, action: str) -> Path:
 )
 def test_a_worker_that_dies_is_an_error_at_once(few: Path, tmp_path: Path, action: str, cause: str) -> None:
     path, folder = tmp_path / "to" / "file.beton", customized(tmp_path, "")
-    text = CUSTOMIZE.format(action=f"if 'convert_worker' in ' '.join(sys.orig_argv): {action}")
+    text = CUSTOMIZE.format(action=f"if 'conversion.worker' in ' '.join(sys.orig_argv): {action}")
     (folder / "sitecustomize.py").write_text("import sys\n" + text)
     started = time.monotonic()
     process = command("convert", "imagefolder", few, path, "--workers", "2", path=folder)
@@ -171,7 +171,7 @@ def test_a_worker_that_dies_is_an_error_at_once(few: Path, tmp_path: Path, actio
 
 def test_a_worker_that_hangs_is_named(few: Path, tmp_path: Path) -> None:
     path, folder = tmp_path / "to" / "file.beton", customized(tmp_path, "")
-    text = CUSTOMIZE.format(action="while 'convert_worker' in ' '.join(sys.orig_argv): time.sleep(1)")
+    text = CUSTOMIZE.format(action="while 'conversion.worker' in ' '.join(sys.orig_argv): time.sleep(1)")
     (folder / "sitecustomize.py").write_text("import sys, time\n" + text)
     words = ("convert", "imagefolder", few, path, "--workers", "2", "--image-timeout", "2")
     process = command(*words, path=folder)

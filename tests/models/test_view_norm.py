@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pcl_fast.errors import ConfigError
-from pcl_fast.models.view_norm import ViewBatchNorm2d, convert_batch_norm, normalise_by_formula, set_num_views
+from pcl_fast.models.view_norm import ViewBatchNorm2d, convert_batch_norm, set_num_views
+from pcl_fast.models.view_statistics import normalise_by_formula
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -31,7 +32,7 @@ def per_view(norm: nn.BatchNorm2d, views: int) -> ViewBatchNorm2d:
 
 def formula(norm: ViewBatchNorm2d, x):
     norm.get_buffer("num_batches_tracked").add_(norm.num_views)
-    return normalise_by_formula(x, norm)
+    return normalise_by_formula(x, norm, norm.num_views)
 
 
 def outcome(norm: nn.BatchNorm2d, run, steps):
@@ -78,8 +79,10 @@ def test_gradients_are_those_of_finite_differences():
     x = torch.randn(4, 2, 2, 1, dtype=torch.float64, requires_grad=True)
     inputs = (x, norm.weight, norm.bias)
     assert torch.autograd.gradcheck(lambda x, _w, _b: norm(x), inputs)
-    assert torch.autograd.gradcheck(lambda x, _w, _b: normalise_by_formula(x, norm), inputs)
-    assert torch.autograd.gradgradcheck(lambda x, _w, _b: normalise_by_formula(x, norm), inputs)
+    assert torch.autograd.gradcheck(lambda x, _w, _b: normalise_by_formula(x, norm, norm.num_views), inputs)
+    assert torch.autograd.gradgradcheck(
+        lambda x, _w, _b: normalise_by_formula(x, norm, norm.num_views), inputs
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

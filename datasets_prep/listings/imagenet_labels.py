@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from datasets_prep.mat5 import read_structures
+from datasets_prep.listings.mat5 import read_structures
 from pcl_fast.errors import DataError
 
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"

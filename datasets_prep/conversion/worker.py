@@ -1,4 +1,4 @@
-"""A process that reads, decodes and stores images: `python -m datasets_prep.convert_worker DESCRIPTOR`.
+"""A process that reads, decodes and stores images: `python -m datasets_prep.conversion.worker DESCRIPTOR`.
 
 It is told what to do over a connection. A chunk of images is prepared first, and kept; when the places
 of its samples in the file are known, it is written there. So the file does not depend on the workers,
@@ -16,10 +16,10 @@ from multiprocessing.connection import Connection
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_prep.convert_messages import Prepare, Prepared, Setup, Write, Written
-from datasets_prep.convert_state import BAD, RECORD, STORED, UNREAD
-from datasets_prep.image_codec import BadImage, StoredImage, store_image, store_planes
-from datasets_prep.listing import Place
+from datasets_prep.conversion.codec import BadImage, StoredImage, store_image, store_planes
+from datasets_prep.conversion.messages import Prepare, Prepared, Setup, Write, Written
+from datasets_prep.conversion.state import BAD, RECORD, STORED, UNREAD
+from datasets_prep.listings.listing import Place
 
 
 class UnreadError(Exception):

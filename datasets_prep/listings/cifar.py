@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from datasets_prep.cifar import IMAGE_BYTES, Release, cache_folder, find_damage, release_named
-from datasets_prep.listing import Item, Listing, Place, make_listing
+from datasets_prep.listings.listing import Item, Listing, Place, make_listing
 from pcl_fast.errors import DataError
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -15,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from datasets_prep.convert_messages import Prepare, Prepared, Setup, Write, Written
+from datasets_prep.conversion.messages import Prepare, Prepared, Setup, Write, Written
 from pcl_fast.errors import PclError
 
 POLL_SECONDS = 0.25
@@ -132,11 +132,11 @@ class WorkerPool:
 
     def _start(self, slot: int) -> Handle:
         ours, theirs = Pipe()
-        root = str(Path(__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "datasets_prep.convert_worker", str(theirs.fileno())],
+                [sys.executable, "-m", "datasets_prep.conversion.worker", str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

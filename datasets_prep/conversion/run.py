@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_prep.beton_writer import Layout, page_size_for
-from datasets_prep.convert_messages import Prepare, Prepared, Setup
-from datasets_prep.convert_pool import CHUNKS_AHEAD, WorkerPool
-from datasets_prep.convert_state import STORED, ConversionState
-from datasets_prep.image_codec import ImageOptions
+from datasets_prep.conversion.codec import ImageOptions
+from datasets_prep.conversion.messages import Prepare, Prepared, Setup
+from datasets_prep.conversion.pool import CHUNKS_AHEAD, WorkerPool
+from datasets_prep.conversion.state import STORED, ConversionState
+from datasets_prep.conversion.writer import Layout, page_size_for
 from pcl_fast.errors import ConfigError, PclError, Preempted
 from pcl_fast.signals import StopSignal
 

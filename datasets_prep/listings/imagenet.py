@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from datasets_prep.imagenet_labels import (
+from datasets_prep.listings.imagenet_labels import (
     KNOWN_FILES,
     WNID,
     GroundTruth,
     find_ground_truth,
     read_ground_truth,
 )
-from datasets_prep.listing import EXTENSIONS, Item, Listing, Place, list_folder, make_listing
-from datasets_prep.tar_index import Member, members
+from datasets_prep.listings.listing import EXTENSIONS, Item, Listing, Place, list_folder, make_listing
+from datasets_prep.listings.tar_index import Member, members
 from pcl_fast.errors import DataError
 
 Split = Literal["train", "val"]

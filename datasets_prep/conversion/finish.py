@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_prep.beton_writer import finish_file
-from datasets_prep.convert_state import STORED, ConversionState
-from datasets_prep.image_codec import ORIGINAL, PIXELS, REENCODED, SHRUNK
+from datasets_prep.conversion.codec import ORIGINAL, PIXELS, REENCODED, SHRUNK
+from datasets_prep.conversion.state import STORED, ConversionState
+from datasets_prep.conversion.writer import finish_file
 from pcl_fast import atomic
 from pcl_fast.beton import SAMPLE, open_beton
 from pcl_fast.errors import PclError

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_prep.image_codec import ImageOptions
-from datasets_prep.listing import Place
+from datasets_prep.conversion.codec import ImageOptions
+from datasets_prep.listings.listing import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

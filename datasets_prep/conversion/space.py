@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from datasets_prep.convert_state import ConversionState
-from datasets_prep.image_codec import ImageOptions, shrunk_size, stored_mode
-from datasets_prep.listing import Listing, Place
+from datasets_prep.conversion.codec import ImageOptions, shrunk_size, stored_mode
+from datasets_prep.conversion.state import ConversionState
+from datasets_prep.listings.listing import Listing, Place
 from pcl_fast.beton import ALLOCATION, JPG, SAMPLE
 from pcl_fast.errors import PclError
 

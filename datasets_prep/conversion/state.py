@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets_prep.listing import Listing
+from datasets_prep.listings.listing import Listing
 from pcl_fast import atomic
 from pcl_fast.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from PIL import Image
 
-from datasets_prep.jpeg import JpegMarkers, read_markers
+from datasets_prep.conversion.jpeg import JpegMarkers, read_markers
 from pcl_fast.beton import JPG, RAW
 
 Mode = Literal["jpg", "raw", "smart"]

@@ -1,0 +1,1 @@
+"""Which images there are, where they lie and what they show: folders, ImageNet, CIFAR."""
