@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import DatasetFolder
 
-from datasets_prep.image_codec import ImageOptions
+from datasets_prep.conversion.codec import ImageOptions
 from pcl_fast.errors import DataError
 from pcl_fast.manifest import manifest_path
 from pipelines.images import ClassList, ImageSource, check_labels, decode, list_classes, open_images
