@@ -24,13 +24,11 @@ def evaluate_state(
         DataError: if the first batch is not as agreed.
     """
     device = next(state.network.parameters()).device
-    loader = CheckedEvalLoader(loader, state.network.num_classes, device)
-    student = _predictor(state.network, state.amp_dtype)
-    heads = measure_heads(student, loader, ("peer", "ensemble"), each_batch)
+    networks = {("peer", "ensemble"): _predictor(state.network, state.amp_dtype)}
     if state.mean_teacher is not None:
         teacher = _predictor(state.mean_teacher.network, state.amp_dtype)
-        heads |= measure_heads(teacher, loader, ("mean_teacher", "mean_ensemble"), each_batch)
-    return heads
+        networks["mean_teacher", "mean_ensemble"] = teacher
+    return measure_heads(networks, CheckedEvalLoader(loader, state.network.num_classes, device), each_batch)
 
 
 def _predictor(network: PeerNetwork, amp_dtype: torch.dtype) -> Predict:

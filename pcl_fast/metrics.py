@@ -1,7 +1,7 @@
 """What is measured: running means over training steps, and the accuracy of every head of a network."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,43 +74,45 @@ class Accuracy:
 
 
 Predict = Callable[[Tensor], PeerOutputs]
+HeadNames = tuple[str, str]
 
 
 @torch.no_grad()
 def measure_heads(
-    predict: Predict,
-    loader: EvalLoader,
-    names: tuple[str, str],
-    each_batch: Callable[[], None] = lambda: None,
+    networks: Mapping[HeadNames, Predict], loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
 ) -> dict[str, Accuracy]:
-    """Accuracy of every head of one network over a data set.
+    """Accuracy of every head of some networks over a data set, in one pass.
 
-    `predict` maps images as one shared view [1,B,C,H,W] to outputs. `names` are the prefix of a peer's
-    head and the name of the ensemble's: `("peer", "ensemble")` gives peer1, ..., ensemble.
+    Each network maps images as one shared view [1,B,C,H,W] to outputs. Its names are the prefix of a
+    peer's head and the name of the ensemble's: `("peer", "ensemble")` gives peer1, ..., ensemble.
     `each_batch` is called before every batch and may raise to stop.
     """
-    sums: Tensor | None = None
+    sums: dict[str, Tensor] = {}
     images = 0
-    has_ensemble = False
     with ended(iter(loader)) as batches:
         for batch in batches:
             each_batch()
-            outputs = predict(batch.images_BCHW[None])
-            heads_HBC = outputs.logits_VBC
-            has_ensemble = outputs.ensemble_logits_BC is not None
-            if outputs.ensemble_logits_BC is not None:
-                heads_HBC = torch.cat([heads_HBC, outputs.ensemble_logits_BC[None]])
-            scores = _scores(heads_HBC.float(), batch.labels_B)
-            sums = scores if sums is None else sums + scores
+            view_1BCHW = batch.images_BCHW[None]
+            heads = [
+                head for names, predict in networks.items() for head in _named(names, predict(view_1BCHW))
+            ]
+            scores_H3 = _scores(torch.stack([logits_BC for _, logits_BC in heads]).float(), batch.labels_B)
+            for (name, _), score_3 in zip(heads, scores_H3, strict=True):
+                sums[name] = sums[name] + score_3 if name in sums else score_3
             images += len(batch.labels_B)
-    assert sums is not None, "an evaluation loader yields at least one batch"
-    peers = len(sums) - has_ensemble
-    heads = [f"{names[0]}{j + 1}" for j in range(peers)] + [names[1]] * has_ensemble
-    rows: list[list[float]] = sums.tolist()
+    assert sums, "an evaluation loader yields at least one batch"
+    rows: list[list[float]] = torch.stack(list(sums.values())).tolist()
     return {
         head: Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, images)
-        for head, (top1, top5, loss) in zip(heads, rows, strict=True)
+        for head, (top1, top5, loss) in zip(sums, rows, strict=True)
     }
+
+
+def _named(names: HeadNames, outputs: PeerOutputs) -> list[tuple[str, Tensor]]:
+    """A network's heads, logits [B, C] each, under their names."""
+    heads = [(f"{names[0]}{number}", logits_BC) for number, logits_BC in enumerate(outputs.logits_VBC, 1)]
+    ensemble = outputs.ensemble_logits_BC
+    return heads if ensemble is None else [*heads, (names[1], ensemble)]
 
 
 def _scores(heads_HBC: Tensor, labels_B: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def measure(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> dict
         heads_HBC = logits_HNC[:, numbers_B]
         return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS] if ensemble else None)
 
-    return measure_heads(predict, TableLoader(labels_N), ("peer", "ensemble"))
+    return measure_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))
 
 
 def by_numpy(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, float]:
@@ -74,6 +74,35 @@ def test_without_an_ensemble_there_are_peers_only(logits_HNC: Tensor, labels_N: 
     heads = measure(logits_HNC, labels_N, ensemble=False)
     assert list(heads) == ["peer1", "peer2", "peer3"]
     assert heads["peer2"] == measure(logits_HNC, labels_N)["peer2"]
+
+
+def test_several_networks_are_measured_in_one_pass(logits_HNC: Tensor, labels_N: Tensor) -> None:
+    passes = 0
+
+    class CountedLoader(TableLoader):
+        def __iter__(self) -> Iterator[EvalBatch]:
+            nonlocal passes
+            passes += 1
+            return super().__iter__()
+
+    def predictor(table_HNC: Tensor) -> metrics.Predict:
+        def predict(views_VBCHW: Tensor) -> PeerOutputs:
+            heads_HBC = table_HNC[:, views_VBCHW[0, :, 0, 0, 0].long()]
+            return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS])
+
+        return predict
+
+    networks = {
+        ("peer", "ensemble"): predictor(logits_HNC),
+        ("mean_teacher", "mean_ensemble"): predictor(-logits_HNC),
+    }
+    heads = measure_heads(networks, CountedLoader(labels_N))
+    assert passes == 1
+    assert list(heads)[PEERS:] == ["ensemble", *(f"mean_teacher{j}" for j in (1, 2, 3)), "mean_ensemble"]
+    assert list(heads.values()) == [
+        *measure(logits_HNC, labels_N).values(),
+        *measure(-logits_HNC, labels_N).values(),
+    ]
 
 
 def test_perfect_and_hopeless_predictions(labels_N: Tensor) -> None:
@@ -106,7 +135,7 @@ def test_evaluation_can_be_stopped_before_any_batch(logits_HNC: Tensor, labels_N
         return PeerOutputs(logits_HNC[:, :16], logits_HNC[:, :16], None)
 
     with pytest.raises(InterruptedError):
-        measure_heads(predict, TableLoader(labels_N), ("peer", "ensemble"), stop)
+        measure_heads({("peer", "ensemble"): predict}, TableLoader(labels_N), stop)
     assert seen == [16, 16]
 
 
