@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from datasets_prep.image_codec import ImageOptions
+from datasets_prep.conversion.codec import ImageOptions
 from pcl_fast.contract import EvalLoader, ViewBatch
 from pipelines.boxes import centre_boxes, draw_boxes
 from pipelines.dali_feed import plain_jpeg_size

@@ -60,12 +60,8 @@ def of(rates: dict[int, float], cores: float = 2.0, decodes: int = 1) -> dict[in
 
 
 def test_rates_are_of_the_window_and_the_start_is_told_apart() -> None:
-    slow, fast = Sleeper(0.04, memory=64 << 20), Sleeper(0.02)
-    contenders = [
-        Contender(1, lambda: Sleeper(0.04, memory=64 << 20)),
-        Contender(1, lambda: fast),
-    ]
-    del slow
+    fast = Sleeper(0.02)
+    contenders = [Contender(1, lambda: Sleeper(0.04, memory=64 << 20)), Contender(1, lambda: fast)]
     for contender in contenders:
         contender.start(WINDOW, CPU)
     interleave(contenders, 3, WINDOW, CPU)
