@@ -39,6 +39,8 @@ class DataConfig:
     """ImageNet's validation images, likewise."""
     num_classes: int | None = None
     """Classes of the data set; by default as many as it has."""
+    fingerprint: str | None = None
+    """Of the .beton file to train on; by default its own, which a run that goes on insists on."""
     backend: Backend = "resident"
     """ffcv, dali, torch: images are decoded by that library. resident: the data set (CIFAR) lies in device
     memory and is augmented there. synthetic: random images."""

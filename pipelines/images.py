@@ -21,10 +21,15 @@ SPLITS = {"train", "val", "test"}
 
 @dataclass(frozen=True, slots=True)
 class ClassList:
-    """How many classes a data set has, and their names in the order of labels, if it tells them."""
+    """How many classes a data set has, and their names in the order of labels, if it tells them.
+
+    `fingerprint` tells one .beton file from another: a checksum of its labels and its index. A folder
+    has none.
+    """
 
     number: int
     names: tuple[str, ...] | None
+    fingerprint: str | None = None
 
 
 class ImageSource(Protocol):
@@ -79,9 +84,10 @@ def list_classes(path: Path) -> ClassList:
         names = _class_folders(path)
         return ClassList(len(names), names)
     images = BetonImages(path)
+    fingerprint = f"{images.file.structure_crc32:08x}"
     if images.manifest is not None:
-        return ClassList(len(images.manifest.classes), images.manifest.classes)
-    return ClassList(int(images.labels_N.max()) + 1, None)
+        return ClassList(len(images.manifest.classes), images.manifest.classes, fingerprint)
+    return ClassList(int(images.labels_N.max()) + 1, None, fingerprint)
 
 
 def decode(source: ImageSource, sample: int) -> Image.Image:

@@ -42,12 +42,12 @@ _LIBRARIES: dict[Backend, _Library] = {
 
 
 def fit_to_images(config: Config) -> Config:
-    """The configuration with the number of classes of the images it trains on, if it names any.
+    """The configuration with classes and fingerprint of the images it trains on, if it names any.
 
     Raises:
         ConfigError: for a backend that cannot read them.
         DataError: if they cannot be used, or training and validation images differ in their classes,
-            or have not the number that was given.
+            or are not those whose number of classes or fingerprint was given.
     """
     data = config.data
     if data.backend not in _LIBRARIES:
@@ -61,7 +61,12 @@ def fit_to_images(config: Config) -> Config:
         raise DataError(f"{data.train} has {found.number} classes, not --data.num-classes {data.num_classes}")
     if data.val is not None:
         _compare(data.train, found, data.val, list_classes(data.val))
-    return dataclasses.replace(config, data=dataclasses.replace(data, num_classes=found.number))
+    if data.fingerprint not in (None, found.fingerprint):
+        raise DataError(
+            f"{data.train} has the fingerprint {found.fingerprint}, not --data.fingerprint {data.fingerprint}"
+        )
+    known = dataclasses.replace(data, num_classes=found.number, fingerprint=found.fingerprint)
+    return dataclasses.replace(config, data=known)
 
 
 def count_train_images(config: Config) -> int | None:

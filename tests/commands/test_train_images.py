@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,6 +133,23 @@ def test_images_that_do_not_fit_are_refused(photos: Path, capsys: pytest.Capture
     assert "the training set has 26 images" in error_of([*both, "--data.subset", "27"], 2, capsys)
     assert "do not fill one batch of 32" in error_of([*both, "--train.batch-size", "32"], 3, capsys)
     assert "a folder has no pages" in error_of([*both, "--data.order", "pages"], 2, capsys)
+
+
+def test_a_run_goes_on_with_its_own_file_only(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*SETTINGS, "--data.workers", "0", "--train.epochs", "1", "--data.val", f"{photos}/val.beton"]
+    run = ["train", "imagenet-r18", *words, "--run-dir", "run", "--data.train"]
+    assert cli.main([*run, f"{photos}/train.beton"]) == 0
+    moved = Path(shutil.copy(photos / "train.beton", tmp_path / "moved.beton"))
+    assert cli.main([*run, str(moved)]) == 0, "another place and no manifest, but the same images"
+    write_folder(tmp_path / "others", images=STEPS_PER_EPOCH * 4 + 3)
+    convert_folder(tmp_path / "others", tmp_path / "others.beton")
+    capsys.readouterr()
+    assert cli.main([*run, str(tmp_path / "others.beton")]) == 2
+    assert "data.fingerprint: " in capsys.readouterr().err
+    assert cli.main([*run, str(moved), "--data.fingerprint", "00000000"]) == 3
+    assert "not --data.fingerprint 00000000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
