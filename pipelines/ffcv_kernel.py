@@ -4,6 +4,7 @@ Imports numba. Native functions are called by their addresses, which are argumen
 compiles depends on nothing but this file and is kept on disk from run to run.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,19 @@ INFO = 4  # what tjDecompressHeader3 tells: width, height, subsampling, colours;
 _RAW, _RGB, _ACCURATE, _INT = 1, 0, 0, 0xFFFFFFFF
 
 
+def _compiled(**options: bool) -> Callable[[Any], Any]:
+    """Compile a function, and keep the result on disk if there is a place for it."""
+
+    def compiled(function: Any) -> Any:
+        how: dict[str, Any] = {"nogil": True, "error_model": "numpy", **options}
+        try:
+            return njit(cache=True, **how)(function)
+        except RuntimeError:  # neither beside this file nor in the user's cache folder
+            return njit(**how)(function)
+
+    return compiled
+
+
 def _code_of_call(_, address, arguments):  # pyright: ignore[reportMissingParameterType]
     """The C function at an address, of 64-bit integers or pointers; what it returns is one, too."""
 
@@ -48,7 +62,7 @@ def _code_of_call(_, address, arguments):  # pyright: ignore[reportMissingParame
 _call: Any = intrinsic(_code_of_call)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_compiled()
 def _decompress(row, pixels, stride, natives, handle, info):  # pyright: ignore[reportMissingParameterType]
     data, length = row[ADDRESS], row[LENGTH]
     at = np.int64(info.ctypes.data)
@@ -63,7 +77,7 @@ def _decompress(row, pixels, stride, natives, handle, info):  # pyright: ignore[
     return FAILED if _call(natives[_ERROR_CODE], (handle,)) & _INT else WARNED
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_compiled()
 def _decode(table, number, natives, handle, info, scratch):  # pyright: ignore[reportMissingParameterType]
     row = table[number]
     data, length, pixels, stride = row[ADDRESS], row[LENGTH], row[OUT], row[STRIDE]
@@ -86,7 +100,7 @@ def _decode(table, number, natives, handle, info, scratch):  # pyright: ignore[r
     return status
 
 
-@njit(nogil=True, parallel=True, cache=True, error_model="numpy")
+@_compiled(parallel=True)
 def decode_all(table, natives, handles, infos, scratches):  # pyright: ignore[reportMissingParameterType]
     """Decode every row of a table; each thread has a decoder's handle (0 at first), INFO, and memory."""
     for number in prange(len(table)):
@@ -97,7 +111,7 @@ def decode_all(table, natives, handles, infos, scratches):  # pyright: ignore[re
         table[number, STATUS] = _decode(table, number, natives, handles[thread], infos[thread], scratch)
 
 
-@njit(nogil=True, cache=True)
+@_compiled()
 def free_handles(natives, handles):  # pyright: ignore[reportMissingParameterType]
     """Give back the decoders' memory."""
     for thread in range(len(handles)):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.contract import EvalBatch, ViewBatch
+from pcl_fast.errors import ConfigError
 from pipelines import views_cpu
 from pipelines.augment import random_boxes
 from pipelines.boxes import Boxes, CropRule, centre_boxes
@@ -27,10 +28,11 @@ from pipelines.images import check_labels
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
 from pipelines.recycled import Recycler
-from pipelines.view_spec import ViewSpec
+from pipelines.view_spec import COLOURS, ViewSpec
 
 # Two wait while one is made: a batch of three views of 256 images is 460 MB in float32.
 BATCHES_AHEAD = 2
+MOST_BYTES = 8 << 30  # of a batch of padded images; 256 of 500 x 500 pixels are 0.2 GB
 MakeViews = Literal["auto", "decoder", "device"]
 
 
@@ -127,6 +129,8 @@ class _Engine:
         )
         by_decoder = options.device.type == "cpu" and views_cpu.why_unavailable() is None
         self.in_decoder = make_views == "decoder" or (make_views == "auto" and by_decoder)
+        if not self.in_decoder:
+            _check_padding(self.samples, options.batch_size)
         self.natives = self.parts.native_addresses(views_cpu.image_function() if self.in_decoder else None)
         self.memory = Recycler(BATCHES_AHEAD + 2)
 
@@ -143,8 +147,17 @@ class _Engine:
             for made in epoch:
                 yield work.serve(made)
         finally:
-            epoch.close()
-            epoch.join()
+            epoch.end()
+
+
+def _check_padding(samples: CheckedImages, batch_size: int) -> None:
+    """Refuse images so large that batches of them, padded to the largest, do not fit anywhere."""
+    height, width = map(int, samples.file.sizes_N2.max(0))
+    if batch_size * height * width * COLOURS > MOST_BYTES:
+        raise ConfigError(
+            f"{samples.path}: images of up to {height} x {width} pixels are too large to send {batch_size} "
+            f"of them to a device as they are; shrink them: `pcl-fast convert` with --max-side 500"
+        )
 
 
 def _import_parts() -> ModuleType:

@@ -3,6 +3,7 @@
 Imports FFCV, which changes torch's number of threads: whoever imports this restores them.
 """
 
+import atexit
 import contextlib
 import ctypes
 import functools
@@ -92,6 +93,8 @@ class Epoch(EpochIterator):
         self.work, self.natives = work, natives
         self.handles, self.infos = np.zeros(threads, np.int64), np.zeros((threads, kernel.INFO), np.int32)
         self.scratches = np.empty((threads, 3 * pixels), np.uint8)
+        # A thread that decodes while Python goes away around it would abort the process.
+        atexit.register(self.end)
         super().__init__(loader, order)  # pyright: ignore[reportArgumentType]
 
     def run(self) -> None:
@@ -110,6 +113,12 @@ class Epoch(EpochIterator):
             self._put(Failure(error))
         finally:
             kernel.free_handles(self.natives, self.handles)
+            atexit.unregister(self.end)
+
+    def end(self) -> None:
+        """Have the thread end, and wait until it has."""
+        self.close()
+        self.join()
 
     def _make(self, number: int, ids_B: NDArray[np.int64]) -> Any:
         (memory,) = self.memory_allocations["operation"].values()

@@ -1,6 +1,9 @@
 """A damaged sample never becomes other pixels: FFCV's loader raises, soon, and can be used again."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from pcl_fast.errors import DataError
 from pcl_fast.manifest import manifest_path
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
+from tests.conftest import REPOSITORY
 from tests.datasets_prep.pictures import ImageOptions, convert_folder, encoded, picture, write_folder
 
 if find_spec("ffcv") is None:
@@ -197,3 +201,21 @@ def test_nobody_waits_for_a_consumer_that_stopped(beton: Path) -> None:
         batches.close()
         assert time.monotonic() - begin < 1
         assert threading.active_count() == before
+
+
+EXITS = """
+import sys
+from pathlib import Path
+from tests.faults.test_ffcv_damage import OPTIONS, FfcvTrainLoader
+
+batches = FfcvTrainLoader(Path(sys.argv[1]), OPTIONS).epoch(0)
+next(batches)
+sys.exit(5)
+"""
+
+
+def test_a_process_may_exit_in_the_middle_of_an_epoch(beton: Path) -> None:
+    words = [sys.executable, "-c", EXITS, str(beton)]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=35)
+    assert (done.returncode, done.stderr) == (5, "")
