@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pcl_fast.contract import EvalBatch, ViewBatch
 from pcl_fast.errors import ConfigError
+from pipelines import views_cpu
 from pipelines.background import in_background
 from pipelines.boxes import Boxes, CropRule, centre_boxes_numpy, draw_boxes_numpy
 from pipelines.dali_pipeline import Plan, require_dali
@@ -133,6 +134,7 @@ def _work(source: ImageSource, options: ImageOptions, num_views: int, centre: bo
         threads=options.workers or len(os.sched_getaffinity(0)),
         device_id=device.index if on_cuda else None,
         decode_on_device=on_cuda and options.decode != "cpu",
+        padded=on_cuda or views_cpu.why_unavailable() is not None,
         crops=spec if options.crops == "library" else None,
         num_views=num_views,
         centre=centre,

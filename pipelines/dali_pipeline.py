@@ -15,6 +15,8 @@ from pipelines.view_spec import ViewSpec
 
 AHEAD = 2
 """Batches that DALI decodes before they are asked for."""
+MOST_PADDED = 1 << 32
+"""Bytes of a batch's padded images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +27,10 @@ class Plan:
     threads: int
     device_id: int | None
     decode_on_device: bool
+    padded: bool
+    """Have the images come out padded to one size, too, for views made of all of them at once."""
     crops: ViewSpec | None = None
-    """None: the images come out, on a device padded to the largest of the batch."""
+    """The views that DALI is to make; None: the images come out."""
     num_views: int = 1
     centre: bool = False
 
@@ -54,15 +58,13 @@ def _dali() -> Any:
 def build(plan: Plan, feed: Callable[[], tuple[Any, ...]]) -> Any:
     """A pipeline whose inputs are what `feed` returns (`inputs`), until it raises StopIteration.
 
-    Its outputs: the decoded images and, on a device, these padded to one size; or each view
+    Its outputs: the decoded images and perhaps these padded to one size (`padded_size`); or each view
     `[B, S, S, 3]`, float32 and normalised, followed by the decoded images.
     """
     dali = _dali()
     fn, types = dali.fn, dali.types
 
-    views = plan.num_views if plan.crops is not None else 0
-    parts = (types.INT32, types.INT32, types.INT32, *((types.FLOAT, types.INT32) if plan.centre else ()))
-    ranks = (1, 1, 0, *((1, 1) if plan.centre else ()))
+    kinds = [(types.UINT8, 1), *_kinds(plan, types)]
 
     @dali.pipeline_def(
         batch_size=plan.batch_size,
@@ -71,29 +73,32 @@ def build(plan: Plan, feed: Callable[[], tuple[Any, ...]]) -> Any:
         prefetch_queue_depth=AHEAD,
     )
     def define() -> Any:
-        encoded, *boxes = fn.external_source(
+        encoded, *given = fn.external_source(
             feed,
-            num_outputs=1 + views * len(parts),
+            num_outputs=len(kinds),
             batch=True,
             no_copy=True,  # whoever feeds keeps the memory until the batch has come out
-            dtype=[types.UINT8, *parts * views],
-            ndim=[1, *ranks * views],
+            dtype=[kind for kind, _ in kinds],
+            ndim=[rank for _, rank in kinds],
         )
         decoded = _decode(plan, encoded)
-        if plan.crops is None:
-            return decoded if plan.device_id is None else (decoded, fn.pad(decoded, axes=(0, 1)))
-        given = [boxes[at : at + len(parts)] for at in range(0, len(boxes), len(parts))]
-        return (*(_crop(decoded, plan.crops, of_view) for of_view in given), decoded)
+        if plan.crops is not None:
+            part = len(given) // plan.num_views
+            views = [given[part * view : part * (view + 1)] for view in range(plan.num_views)]
+            return (*(_crop(decoded, plan.crops, of_view) for of_view in views), decoded)
+        if plan.padded:
+            return decoded, fn.pad(decoded, axes=(0, 1), shape=given[0])
+        return decoded
 
     pipeline = define()
     pipeline.build()
     return pipeline
 
 
-def inputs(plan: Plan, fed: Fed, boxes: Boxes[NDArray[Any]] | None) -> tuple[Any, ...]:
-    """What `build`'s pipeline takes of a batch: its bytes, and for crops by DALI where they are."""
-    if plan.crops is None or boxes is None:
-        return (fed.encoded,)
+def inputs(plan: Plan, fed: Fed, boxes: Boxes[NDArray[Any]]) -> tuple[Any, ...]:
+    """What `build`'s pipeline takes of a batch: its bytes, and sizes to pad to or where crops are."""
+    if plan.crops is None:
+        return (fed.encoded, _extents(fed.sizes_B2)) if plan.padded else (fed.encoded,)
     given: list[NDArray[Any]] = []
     for view, (boxes_B4, flip_B) in enumerate(zip(boxes.boxes_VB4, boxes.flip_VB, strict=True)):
         given += [boxes_B4[:, :2].astype(np.int32), boxes_B4[:, 2:].astype(np.int32), flip_B.astype(np.int32)]
@@ -101,6 +106,25 @@ def inputs(plan: Plan, fed: Fed, boxes: Boxes[NDArray[Any]] | None) -> tuple[Any
             grids_B4 = boxes.grids_VB4[view]
             given += [grids_B4[:, :2].astype(np.float32), grids_B4[:, 2:].astype(np.int32)]
     return (fed.encoded, *given)
+
+
+def padded_size(sizes_B2: NDArray[np.int64]) -> tuple[int, int] | None:
+    """The size that images are padded to; None if that took too much memory: one of them is huge."""
+    height, width = map(int, sizes_B2.max(0))
+    return None if 3 * len(sizes_B2) * height * width > MOST_PADDED else (height, width)
+
+
+def _extents(sizes_B2: NDArray[np.int64]) -> NDArray[np.int32]:
+    """To what DALI pads each image: images larger than that stay as they are."""
+    return np.tile(np.array(padded_size(sizes_B2) or (1, 1), np.int32), (len(sizes_B2), 1))
+
+
+def _kinds(plan: Plan, types: Any) -> list[tuple[Any, int]]:
+    """Types and dimensions of what `inputs` gives beside the bytes."""
+    if plan.crops is None:
+        return [(types.INT32, 1)] * plan.padded
+    grid = [(types.FLOAT, 1), (types.INT32, 1)] if plan.centre else []
+    return [(types.INT32, 1), (types.INT32, 1), (types.INT32, 0), *grid] * plan.num_views
 
 
 def _decode(plan: Plan, encoded: Any) -> Any:

@@ -18,7 +18,7 @@ from pipelines import views_cpu
 from pipelines.augment import make_views
 from pipelines.boxes import Boxes
 from pipelines.dali_feed import Fed, Feed
-from pipelines.dali_pipeline import AHEAD, Plan, build, inputs
+from pipelines.dali_pipeline import AHEAD, Plan, build, inputs, padded_size
 from pipelines.images import ImageSource, decode
 from pipelines.recycled import Recycler
 from pipelines.view_spec import COLOURS, ViewSpec
@@ -149,15 +149,23 @@ class _Run:
         if work.plan.crops is not None:
             for made_BCSS, view in zip(out, outputs, strict=False):
                 made_BCSS.copy_(torch.from_dlpack(view.as_tensor()).permute(0, 3, 1, 2))
-        elif work.device.type == "cuda":
-            images_BHWC = torch.from_dlpack(outputs[1].as_tensor())
-            make_views(images_BHWC, _on(work.device, batch.boxes), work.spec, out=out)
-        elif views_cpu.why_unavailable() is None:
-            job = views_cpu.Job(_on(work.device, batch.boxes), work.spec, out)
-            self._views_where_decoded(job, outputs[0])
+        elif work.plan.padded:
+            self._views_on_the_device(batch, outputs, out)
         else:
-            make_views(_padded(outputs[0]), _on(work.device, batch.boxes), work.spec, out=out)
+            self._views_where_decoded(
+                views_cpu.Job(_on(work.device, batch.boxes), work.spec, out), outputs[0]
+            )
         return out
+
+    def _views_on_the_device(self, batch: _Batch, outputs: Sequence[Any], out: Tensor) -> None:
+        """Of all images at once; one by one if padding them to one size took too much memory."""
+        boxes, spec = _on(self.work.device, batch.boxes), self.work.spec
+        if padded_size(batch.fed.sizes_B2) is not None:
+            make_views(torch.from_dlpack(outputs[1].as_tensor()), boxes, spec, out=out)
+            return
+        for place in range(len(batch.ids_B)):
+            image_BHWC = torch.from_dlpack(outputs[0][place]).unsqueeze(0)
+            out[:, place] = make_views(image_BHWC, _one(boxes, place), spec)[:, 0]
 
     def _views_where_decoded(self, job: views_cpu.Job, decoded: Any) -> None:
         """By C++ in as many threads as decode, from DALI's memory."""
@@ -199,11 +207,8 @@ def _on(device: torch.device, boxes: Boxes[NDArray[Any]]) -> Boxes[Tensor]:
     return Boxes(moved(boxes.boxes_VB4), moved(boxes.flip_VB), grids_VB4)
 
 
-def _padded(decoded: Any) -> Tensor:
-    """Images in the upper left of one batch [B, H, W, 3]."""
-    images = [torch.from_dlpack(image) for image in decoded]
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    out = torch.zeros(len(images), height, width, COLOURS, dtype=torch.uint8)
-    for place, image in zip(out, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-    return out
+def _one(boxes: Boxes[Tensor], place: int) -> Boxes[Tensor]:
+    """Those of one image."""
+    only = slice(place, place + 1)
+    grids_VB4 = None if boxes.grids_VB4 is None else boxes.grids_VB4[:, only]
+    return Boxes(boxes.boxes_VB4[:, only], boxes.flip_VB[:, only], grids_VB4)

@@ -133,13 +133,18 @@ def test_crops_by_dali_differ_at_the_rim_alone(folder: Path, size: int) -> None:
         assert levels.max() <= 40
 
 
-def test_without_a_compiler_views_are_the_same_to_rounding(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("most_padded", [1 << 32, 6 * 3 * 64 * 90 - 1], ids=["padded", "one by one"])
+def test_views_made_of_a_whole_batch_are_the_same_to_rounding(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most_padded: int
 ) -> None:
-    whole = batches_of(folder)
+    """As on a device: without a compiler they are made so here, too."""
+    whole, centres = batches_of(folder), list(DaliEvalLoader(folder, EVAL))
     monkeypatch.setattr("pipelines.views_cpu.why_unavailable", lambda: "no C++ compiler")
+    monkeypatch.setattr("pipelines.dali_pipeline.MOST_PADDED", most_padded)
     for one, other in zip(batches_of(folder), whole, strict=True):
         assert (one.views_VBCHW - other.views_VBCHW).abs().max() <= 1e-3 * LEVEL
+    for one, other in zip(DaliEvalLoader(folder, EVAL), centres, strict=True):
+        assert (one.images_BCHW - other.images_BCHW).abs().max() <= 1e-3 * LEVEL
 
 
 def test_photos_decoded_by_dali_are_pils(shared_data: Path) -> None:
