@@ -9,7 +9,7 @@ is resumed at change a pixel.
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -27,6 +27,7 @@ from pipelines.ffcv_work import BoxRule, CheckedImages, Served, ViewsOnTheDevice
 from pipelines.images import check_labels
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
+from pipelines.read_ahead import ReadAhead
 from pipelines.recycled import Recycler
 from pipelines.view_spec import COLOURS, ViewSpec
 
@@ -52,6 +53,8 @@ class FfcvTrainLoader:
         self.options = options
         self._engine = _Engine(path, options, make_views)
         samples = self._engine.samples
+        if options.order == "pages":
+            self._engine.window_pages = options.window_pages
         self.plan = EpochPlan.of(len(samples.labels_N), options, samples.page_of_N)
         self.num_samples, self.steps_per_epoch = self.plan.num_samples, self.plan.steps_per_epoch
 
@@ -133,6 +136,7 @@ class _Engine:
             _check_padding(self.samples, options.batch_size)
         self.natives = self.parts.native_addresses(views_cpu.image_function() if self.in_decoder else None)
         self.memory = Recycler(BATCHES_AHEAD + 2)
+        self.window_pages: int | None = None
 
     def batches(self, batches: Sequence[Tensor], boxes: BoxRule) -> Generator[Served]:
         """The batches of these samples; the thread starts with the first, and ends with the generator."""
@@ -142,12 +146,22 @@ class _Engine:
             work = ViewsWhenDecoded(self.samples, self.spec, self.memory, boxes)
         else:
             work = ViewsOnTheDevice(self.samples, self.spec, self.memory, boxes, self.device)
-        epoch = self.parts.Epoch(self.loader, torch.cat(tuple(batches)).numpy(), work, self.natives)
-        try:
-            for made in epoch:
-                yield work.serve(made)
-        finally:
-            epoch.end()
+        order = torch.cat(tuple(batches)).numpy()
+        with self._reading_ahead(batches) as read_ahead:
+            epoch = self.parts.Epoch(self.loader, order, work, self.natives, read_ahead)
+            try:
+                for made in epoch:
+                    yield work.serve(made)
+            finally:
+                epoch.end()
+
+    @contextlib.contextmanager
+    def _reading_ahead(self, batches: Sequence[Tensor]) -> Generator[Callable[[int], None]]:
+        if self.window_pages is None:
+            yield lambda step: None
+            return
+        with contextlib.closing(ReadAhead(self.samples.file, batches, self.window_pages)) as read_ahead:
+            yield read_ahead
 
 
 def _check_padding(samples: CheckedImages, batch_size: int) -> None:

@@ -85,12 +85,19 @@ class Epoch(EpochIterator):
     Unlike FFCV's it ends when it is closed, wherever it is; and what is raised in it is raised by `next`.
     """
 
-    def __init__(self, loader: Loader, order: NDArray[np.int64], work: Work, natives: NDArray[np.int64]):
-        """Start the thread."""
+    def __init__(
+        self,
+        loader: Loader,
+        order: NDArray[np.int64],
+        work: Work,
+        natives: NDArray[np.int64],
+        before: Callable[[int], None],
+    ):
+        """Start the thread, which calls `before` with the number of each batch."""
         threads = loader.num_workers
         images = loader.reader.metadata["f0"]
         pixels = int((images["height"].astype(np.int64) * images["width"]).max())
-        self.work, self.natives = work, natives
+        self.work, self.natives, self.before = work, natives, before
         self.handles, self.infos = np.zeros(threads, np.int64), np.zeros((threads, kernel.INFO), np.int32)
         self.scratches = np.empty((threads, 3 * pixels), np.uint8)
         # A thread that decodes while Python goes away around it would abort the process.
@@ -123,6 +130,7 @@ class Epoch(EpochIterator):
     def _make(self, number: int, ids_B: NDArray[np.int64]) -> Any:
         (memory,) = self.memory_allocations["operation"].values()
         table = memory[0, : len(ids_B)]
+        self.before(number)
         begun = self.work.begin(ids_B, table)
         self.run_pipeline(number, ids_B, 0, None)
         return self.work.end(ids_B, table, begun)
