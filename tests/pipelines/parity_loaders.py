@@ -21,6 +21,7 @@ DALIS = Limits(resampling=20, inside=1.02)
 # Its weights have 16 bits: where PIL rounds down it may round up, twice. That was one value of 9 million.
 TORCHVISIONS = Limits(resampling=2.02, inside=2.02)
 TORCHS = "PIL and torchvision"
+OTHER_WAYS = ("FFCV, views by device", "DALI, its crops")  # of loaders that are there twice
 EXTRAS = {"ffcv": "ffcv", "nvidia": "dali"}  # modules, and what brings them
 MISSING = tuple(
     f"pip install 'pcl-fast[{extra}]'" for module, extra in EXTRAS.items() if find_spec(module) is None
