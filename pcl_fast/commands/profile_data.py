@@ -19,11 +19,11 @@ from pcl_fast.profile.loading import (
     Contender,
     Loader,
     Window,
-    cores_available,
     interleave,
-    verdict,
 )
 from pcl_fast.profile.stock_ffcv import StockFfcvLoader, StockOptions
+from pcl_fast.profile.usage import cores_available
+from pcl_fast.profile.verdict import verdict
 from pipelines.images import list_classes, open_images
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageTrainOptions

@@ -8,7 +8,7 @@ import torch
 import tyro
 
 from pcl_fast.errors import ConfigError, did_you_mean
-from pcl_fast.profile.loading import cores_available
+from pcl_fast.profile.usage import cores_available
 
 LOADERS = {
     "ffcv": ("pipelines.ffcv_loader", "FfcvTrainLoader"),

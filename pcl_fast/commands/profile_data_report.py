@@ -8,7 +8,9 @@ from rich.table import Table
 
 from pcl_fast.commands.profile import machine
 from pcl_fast.commands.profile_data_arguments import DataArguments
-from pcl_fast.profile.loading import DECODE_ALONE, Contender, Window, cores_available, shares, verdict
+from pcl_fast.profile.loading import DECODE_ALONE, Contender, Window
+from pcl_fast.profile.usage import cores_available
+from pcl_fast.profile.verdict import shares, verdict
 
 # Of each loader its contenders by their views.
 Found = dict[str, dict[int, Contender]]
@@ -20,7 +22,7 @@ def results_table(asked: DataArguments, window: Window, found: Found) -> Table:
     table = Table(title=title, title_justify="left", caption_justify="left")
     for column in ("loader", "views"):
         table.add_column(column, no_wrap=True)
-    for column in ("images/s", "low - high", "views/s", "cores", "MB", "start, s"):
+    for column in ("images/s", "low - high", "views/s", "cores", "ms CPU", "MB", "start, s"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
         f"{window.batches} batches of {window.batch_size}, {asked.repeats} times in turn, medians; "
@@ -37,6 +39,7 @@ def results_table(asked: DataArguments, window: Window, found: Found) -> Table:
                 f"{min(rates):,.0f} - {max(rates):,.0f}",
                 "" if views == DECODE_ALONE else f"{views * contender.images:,.0f}",
                 f"{contender.cores:.1f}",
+                f"{1e3 * contender.cpu:.2f}",
                 f"{contender.cold.memory / 1e6:,.0f}",
                 f"{contender.cold.warmup:.1f}",
             )
@@ -72,6 +75,8 @@ def _figures(contender: Contender) -> dict[str, Any]:
     return {
         "images_per_second": [sample.images for sample in contender.samples],
         "cores_busy": [sample.cores for sample in contender.samples],
+        "cores_idle": [sample.idle for sample in contender.samples],
+        "cpu_seconds_per_image": contender.cpu,
         "memory_bytes": contender.cold.memory,
         "warmup_seconds": contender.cold.warmup,
     }

@@ -1,22 +1,18 @@
-"""How fast loaders are, and what binds them: measured in turn, in one process, past their warm-up."""
+"""How fast loaders are: measured in turn, in one process, past their warm-up."""
 
-import contextlib
-import multiprocessing
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from pcl_fast.contract import ended
+from pcl_fast.profile.usage import cpu_seconds, idle_seconds, memory_in_use
 
 DECODE_ALONE = 0
 """In the place of a number of views: each image is decoded, and next to nothing made of it."""
-BUSY = 0.75
 
 
 class Loader(Protocol):
@@ -41,10 +37,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Images a second, cores busy, bytes in use beyond those before, and seconds until the clock ran."""
+    """One measurement: images a second; cores that the loader kept busy, and that nobody used.
+
+    `memory` is in bytes, beyond those before; `warmup` is in seconds, until the clock ran.
+    """
 
     images: float
     cores: float
+    idle: float
     memory: int
     warmup: float
 
@@ -77,12 +77,13 @@ class Contender:
         assert self._loader is not None
         with ended(self._loader.epoch(epoch)) as batches:
             _pull(batches, window.lead, device)
-            started, cpu = time.perf_counter(), cpu_seconds()
+            started, cpu, nobody = time.perf_counter(), cpu_seconds(), idle_seconds()
             _pull(batches, window.batches, device)
             seconds, busy = time.perf_counter() - started, cpu_seconds() - cpu
+            idle = idle_seconds() - nobody
             memory = max(0, memory_in_use() - before)
         images = window.batches * window.batch_size / seconds
-        return Sample(images, busy / seconds, memory, started - began)
+        return Sample(images, busy / seconds, idle / seconds, memory, started - began)
 
     @property
     def images(self) -> float:
@@ -91,47 +92,18 @@ class Contender:
 
     @property
     def cores(self) -> float:
-        """Cores busy, the median."""
+        """Cores that the loader kept busy, the median."""
         return statistics.median(sample.cores for sample in self.samples)
 
+    @property
+    def idle(self) -> float:
+        """Cores that nobody used, the median."""
+        return statistics.median(sample.idle for sample in self.samples)
 
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """What an image's time goes into: parts of 1; `hand_over` is what neither decoding nor views explain."""
-
-    decode: float
-    views: float
-    hand_over: float
-
-
-def shares(contenders: Mapping[int, Contender]) -> Shares:
-    """Shares at the most views, of one loader's contenders by their views, DECODE_ALONE among them.
-
-    A view costs what one more view adds. With a single number of views, what hands over is among views.
-    """
-    seconds = {views: 1 / contender.images for views, contender in contenders.items()}
-    once = seconds.pop(DECODE_ALONE)
-    most = max(seconds)
-    decodes = contenders[most].decodes
-    rest = max(0.0, seconds[most] - decodes * once)
-    views = rest
-    if len(seconds) > 1:
-        a_view = _slope(seconds) - (once if decodes > 1 else 0.0)
-        views = min(rest, max(0.0, most * a_view))
-    total = decodes * once + rest
-    return Shares(decodes * once / total, views / total, (rest - views) / total)
-
-
-def verdict(contenders: Mapping[int, Contender], available: int) -> str:
-    """What binds one loader at the most views, in a line."""
-    most = max(contenders)
-    parts, cores = shares(contenders), contenders[most].cores
-    named = {"decoding": parts.decode, "making views": parts.views, "handing over": parts.hand_over}
-    told = ", ".join(f"{name} {share:.0%}" for name, share in named.items())
-    busy = f"{cores:.1f} of {available} cores busy"
-    if cores < BUSY * available:
-        return f"{busy}: neither binds; its threads wait for each other, or others use the machine ({told})"
-    return f"{busy}: {max(named, key=lambda name: named[name])} binds ({told})"
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time an image, the median: others who use the machine change it little."""
+        return statistics.median(sample.cores / sample.images for sample in self.samples)
 
 
 def interleave(contenders: Sequence[Contender], repeats: int, window: Window, device: torch.device) -> None:
@@ -141,44 +113,8 @@ def interleave(contenders: Sequence[Contender], repeats: int, window: Window, de
             contender.measure(repeat, window, device)
 
 
-def cpu_seconds() -> float:
-    """Processor time of this process and the workers it has now."""
-    return time.process_time() + sum(_child_seconds(child.pid) for child in multiprocessing.active_children())
-
-
-def cores_available() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def memory_in_use() -> int:
-    """Bytes of this process and its workers that are not a file's; what they share counts once."""
-    pids = ["self", *(str(child.pid) for child in multiprocessing.active_children())]
-    total = 0
-    for pid in pids:
-        with contextlib.suppress(OSError):  # elsewhere than on Linux, or of a worker that has just ended
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                    total += 1024 * int(line.split()[1])
-    return total
-
-
-def _child_seconds(pid: int | None) -> float:
-    try:
-        # The name in brackets may hold anything; 11 fields after it come the ticks, of user and system.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / 100  # Linux counts in hundredths on every platform
-
-
 def _pull(batches: Iterator[Any], count: int, device: torch.device) -> None:
     for _ in range(count):
         next(batches)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _slope(seconds: Mapping[int, float]) -> float:
-    """Least squares: seconds that one more view adds."""
-    return statistics.linear_regression(list(seconds), list(seconds.values())).slope
