@@ -22,9 +22,10 @@ DALIS = Limits(resampling=20, inside=1.02)
 TORCHVISIONS = Limits(resampling=2.02, inside=2.02)
 TORCHS = "PIL and torchvision"
 OTHER_WAYS = ("FFCV, views by device", "DALI, its crops")  # of loaders that are there twice
-EXTRAS = {"ffcv": "ffcv", "nvidia": "dali"}  # modules, and what brings them
+HAS_FFCV = find_spec("ffcv") is not None
+HAS_DALI = find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 MISSING = tuple(
-    f"pip install 'pcl-fast[{extra}]'" for module, extra in EXTRAS.items() if find_spec(module) is None
+    f"pip install 'pcl-fast[{extra}]'" for extra, here in (("ffcv", HAS_FFCV), ("dali", HAS_DALI)) if not here
 )
 
 
@@ -157,10 +158,10 @@ def watch_torch(patch: pytest.MonkeyPatch, seen: Pixels) -> None:
 
 def _paths() -> dict[str, LoaderPath]:
     found: dict[str, LoaderPath] = {}
-    if find_spec("ffcv"):
+    if HAS_FFCV:
         found["FFCV, views by threads"] = LoaderPath(open_ffcv, watch_ffcv, OURS)
         found["FFCV, views by device"] = LoaderPath(open_ffcv_device, watch_ffcv_device, OURS)
-    if find_spec("nvidia") and find_spec("nvidia.dali"):
+    if HAS_DALI:
         found["DALI, our crops"] = LoaderPath(open_dali, watch_dali, OURS)
         found["DALI, its crops"] = LoaderPath(open_dali_crops, watch_dali, DALIS)
     return found | {TORCHS: LoaderPath(open_torch, watch_torch, TORCHVISIONS)}
