@@ -4,6 +4,8 @@ A pipeline for each view: decode with its random resized crop, flip, normalise. 
 for each of them.
 """
 
+import functools
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,7 @@ class StockFfcvLoader:
         """
         if path.is_dir():
             raise ConfigError(f"{path}: FFCV reads .beton files; `pcl-fast convert imagefolder` makes them")
+        _hush_numba()
         threads = torch.get_num_threads()
         try:
             self._loader = _open(path, options)
@@ -58,6 +61,22 @@ class StockFfcvLoader:
             batches.close()
             batches.join()
             torch.set_num_threads(threads)
+
+
+@functools.cache
+def _hush_numba() -> None:
+    """Leave out what numba prints when compiled pipelines are collected: a KeyError that harms nothing."""
+    told = sys.unraisablehook
+
+    def hook(what: Any) -> None:
+        trace = what.exc_traceback
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+        if what.exc_type is not KeyError or place.parts[-3:] != ("numba", "core", "dispatcher.py"):
+            told(what)
+
+    sys.unraisablehook = hook
 
 
 def _open(path: Path, options: StockOptions) -> Any:
