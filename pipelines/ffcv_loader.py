@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numba
 import torch
@@ -23,7 +23,7 @@ from pcl_fast.errors import ConfigError
 from pipelines import views_cpu
 from pipelines.augment import random_boxes
 from pipelines.boxes import Boxes, CropRule, centre_boxes
-from pipelines.ffcv_work import BoxRule, CheckedImages, Served, ViewsOnTheDevice, ViewsWhenDecoded
+from pipelines.ffcv_work import BoxRule, CheckedImages, Decoded, Served, ViewsOnTheDevice, ViewsWhenDecoded
 from pipelines.images import check_labels
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
@@ -35,6 +35,7 @@ from pipelines.view_spec import COLOURS, ViewSpec
 BATCHES_AHEAD = 2
 MOST_BYTES = 8 << 30  # of a batch of padded images; 256 of 500 x 500 pixels are 0.2 GB
 MakeViews = Literal["auto", "decoder", "device"]
+Work = ViewsWhenDecoded | ViewsOnTheDevice
 
 
 class FfcvTrainLoader:
@@ -66,13 +67,26 @@ class FfcvTrainLoader:
         Raises:
             ConfigError: for a step that the epoch does not have.
         """
+        batches = self.plan.batches(epoch, first_step)
+        return self._views(self._engine.batches(batches, self._boxes(epoch)))
+
+    def host_part(self, epoch: int) -> Generator[Decoded]:
+        """The batches of an epoch as the host leaves them to the device, without their views: to measure it.
+
+        For a loader made with make_views="device".
+        """
+        work = self._engine.work(self._boxes(epoch))
+        assert isinstance(work, ViewsOnTheDevice)
+        return self._engine.made(self.plan.batches(epoch), work)
+
+    def _boxes(self, epoch: int) -> BoxRule:
         options = self.options
         rule = CropRule(options.scale, options.ratio)
 
         def boxes(sizes_B2: Tensor, ids_B: Tensor) -> Boxes[Tensor]:
             return random_boxes(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
 
-        return self._views(self._engine.batches(self.plan.batches(epoch, first_step), boxes))
+        return boxes
 
     @staticmethod
     def _views(served: Generator[Served]) -> Iterator[ViewBatch]:
@@ -140,18 +154,26 @@ class _Engine:
 
     def batches(self, batches: Sequence[Tensor], boxes: BoxRule) -> Generator[Served]:
         """The batches of these samples; the thread starts with the first, and ends with the generator."""
+        work = self.work(boxes)
+        with contextlib.closing(self.made(batches, work)) as made_batches:
+            for made in made_batches:
+                yield work.serve(made)
+
+    def work(self, boxes: BoxRule) -> Work:
+        """What is made of the batches of an epoch."""
+        if self.in_decoder:
+            return ViewsWhenDecoded(self.samples, self.spec, self.memory, boxes)
+        return ViewsOnTheDevice(self.samples, self.spec, self.memory, boxes, self.device)
+
+    def made(self, batches: Sequence[Tensor], work: Work) -> Generator[Any]:
+        """The batches as FFCV's threads leave them; the thread ends with the generator."""
         if not batches:
             return
-        if self.in_decoder:
-            work = ViewsWhenDecoded(self.samples, self.spec, self.memory, boxes)
-        else:
-            work = ViewsOnTheDevice(self.samples, self.spec, self.memory, boxes, self.device)
         order = torch.cat(tuple(batches)).numpy()
         with self._reading_ahead(batches) as read_ahead:
             epoch = self.parts.Epoch(self.loader, order, work, self.natives, read_ahead)
             try:
-                for made in epoch:
-                    yield work.serve(made)
+                yield from epoch
             finally:
                 epoch.end()
 

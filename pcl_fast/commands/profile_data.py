@@ -2,8 +2,9 @@
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import tyro
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from pcl_fast import atomic
 from pcl_fast.commands.profile import machine
-from pcl_fast.commands.profile_data_arguments import LOADERS, STOCK, DataArguments
+from pcl_fast.commands.profile_data_arguments import HOST, LOADERS, STOCK, DataArguments
 from pcl_fast.commands.profile_data_report import Found, report_of, results_table
 from pcl_fast.errors import ConfigError, DataError, PclError
 from pcl_fast.profile.loading import (
@@ -111,12 +112,25 @@ def open_loader(arguments: DataArguments, window: Window, name: str, views: int)
             scale=scale,
         )
         return StockFfcvLoader(path, options)
-    module, loader = LOADERS[name]
+    module, loader = LOADERS["ffcv" if name == HOST else name]
+    asked = _options(arguments, window, views, size, scale)
     try:
         make = getattr(importlib.import_module(module), loader)
-        return make(path, _options(arguments, window, views, size, scale))
+        return _HostPart(make(path, asked, make_views="device")) if name == HOST else make(path, asked)
     except ImportError as error:
-        raise ConfigError(f"it cannot be imported ({error}); pip install 'pcl-fast[{name}]'") from error
+        extra = name.removesuffix("-host")
+        raise ConfigError(f"it cannot be imported ({error}); pip install 'pcl-fast[{extra}]'") from error
+
+
+class _HostPart:
+    """The host's part of a loader whose views are left to the device."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def epoch(self, epoch: int) -> Iterator[Any]:
+        """The batches as they are sent."""
+        return self.loader.host_part(epoch)
 
 
 def _options(

@@ -16,6 +16,8 @@ LOADERS = {
     "torch": ("pipelines.torch_loader", "TorchTrainLoader"),
 }
 STOCK = "stock-ffcv"
+HOST = "ffcv-host"
+KNOWN = (*LOADERS, HOST, STOCK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,9 @@ class DataArguments:
     file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """A .beton file, or (dali and torch) a folder with a subfolder of images for each class"""
     backends: str = "ffcv,dali,torch"
-    """Which, with commas between: ffcv, dali, torch, stock-ffcv (FFCV as it comes: it decodes once a view)"""
-    views: str = "1,2,3"
+    """Which, with commas between: ffcv, dali, torch; ffcv-host (what is left to the host when a GPU makes
+    the views); stock-ffcv (FFCV as it comes: it decodes once a view)"""
+    views: str = "1,2,3,4"
     """Numbers of views, with commas between"""
     workers: int = 0
     """Threads or processes of each; 0: one for each core"""
@@ -48,8 +51,8 @@ class DataArguments:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: give at least {least}")
         for name in self.backend_names:
-            if name not in (*LOADERS, STOCK):
-                hint = did_you_mean(name, (*LOADERS, STOCK)) or f" There are: {', '.join((*LOADERS, STOCK))}."
+            if name not in KNOWN:
+                hint = did_you_mean(name, KNOWN) or f" There are: {', '.join(KNOWN)}."
                 raise ConfigError(f"--backends {name}: no such loader.{hint}")
         if not all(word.isdecimal() and int(word) >= 1 for word in self.views.split(",")):
             raise ConfigError(f"--views {self.views}: give numbers from 1 on with commas between, as 1,2,3")

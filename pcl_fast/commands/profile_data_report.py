@@ -19,14 +19,14 @@ Found = dict[str, dict[int, Contender]]
 def results_table(asked: DataArguments, window: Window, found: Found) -> Table:
     """A row for each loader and number of views."""
     title = f"{asked.file}: loaders alone, {asked.threads} workers"
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", padding=(0, 1))
     for column in ("loader", "views"):
         table.add_column(column, no_wrap=True)
-    for column in ("images/s", "low - high", "views/s", "cores", "ms CPU", "MB", "start, s"):
+    for column in ("images/s", "low - high", "cores", "ms CPU", "MB", "start"):
         table.add_column(column, justify="right", no_wrap=True)
     table.caption = (
-        f"{window.batches} batches of {window.batch_size}, {asked.repeats} times in turn, medians; "
-        "start: opening, compiling, first batches, not counted; MB: what that took, the libraries once"
+        f"{window.batches} batches of {window.batch_size}, {asked.repeats} times in turn, medians; ms CPU: an"
+        " image's; start: seconds to open, compile and make the first batches, not counted; MB: taken by it"
     )
     for name, contenders in found.items():
         for views, contender in contenders.items():
@@ -34,10 +34,9 @@ def results_table(asked: DataArguments, window: Window, found: Found) -> Table:
             rates = [sample.images for sample in contender.samples]
             table.add_row(
                 name,
-                "decode only" if views == DECODE_ALONE else str(views),
+                "decode" if views == DECODE_ALONE else str(views),
                 f"{contender.images:,.0f}",
                 f"{min(rates):,.0f} - {max(rates):,.0f}",
-                "" if views == DECODE_ALONE else f"{views * contender.images:,.0f}",
                 f"{contender.cores:.1f}",
                 f"{1e3 * contender.cpu:.2f}",
                 f"{contender.cold.memory / 1e6:,.0f}",

@@ -10,7 +10,7 @@ import torch
 
 from pcl_fast.cli import main
 from pcl_fast.commands.profile_data import fit_window, open_loader
-from pcl_fast.commands.profile_data_arguments import STOCK, DataArguments
+from pcl_fast.commands.profile_data_arguments import HOST, STOCK, DataArguments
 from pcl_fast.errors import ConfigError, DataError
 from tests.datasets_prep.pictures import convert_folder, write_folder
 
@@ -85,6 +85,20 @@ def test_stock_ffcv_gives_a_view_a_pipeline(beton: Path, monkeypatch: pytest.Mon
     assert labels.shape == (window.batch_size, 1)
     assert sum(1 for _ in batches) == IMAGES // window.batch_size - 1
     assert threading.active_count() == before
+
+
+def test_what_is_left_to_the_host_is_the_same_for_any_number_of_views(beton: Path) -> None:
+    pytest.importorskip("ffcv", reason="FFCV is not installed: pip install 'pcl-fast[ffcv]'")
+    arguments = DataArguments(file=beton, workers=1, image_size=16)
+    window = fit_window(arguments, IMAGES)
+    epochs = [open_loader(arguments, window, HOST, views).epoch(0) for views in (1, 4)]
+    count = 0
+    for few, many in zip(*epochs, strict=True):
+        assert few.images_BHWC.shape == (window.batch_size, 48, 64, 3)
+        assert torch.equal(few.images_BHWC, many.images_BHWC)
+        assert torch.equal(few.ids_B, many.ids_B)
+        count += len(few.labels_B)
+    assert count == IMAGES
 
 
 @pytest.mark.parametrize(
