@@ -8,13 +8,11 @@ is resumed at change a pixel.
 """
 
 import contextlib
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import numba
 import torch
 from torch import Tensor
 
@@ -129,11 +127,10 @@ class _Engine:
     """What training and evaluation have in common: FFCV's loader of a file, and how views are made."""
 
     def __init__(self, path: Path, options: ImageOptions, make_views: MakeViews) -> None:
-        with _quietly():
-            self.parts = _import_parts()
+        self.parts = _import_parts()
         self.samples = CheckedImages(path, self.parts.why_damaged)
         check_labels(self.samples, options.num_classes)
-        with _quietly():
+        with self.parts.settings_kept():
             self.loader = self.parts.open_loader(
                 str(path), options.batch_size, options.workers, BATCHES_AHEAD
             )
@@ -200,19 +197,3 @@ def _import_parts() -> ModuleType:
     from pipelines import ffcv_parts
 
     return ffcv_parts
-
-
-@contextlib.contextmanager
-def _quietly() -> Generator[None]:
-    """A block after which torch and numba have as many threads as before: FFCV sets both.
-
-    It also uses what Python deprecates; nobody here can help that.
-    """
-    before = torch.get_num_threads(), numba.get_num_threads()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        torch.set_num_threads(before[0])
-        numba.set_num_threads(before[1])

@@ -1,29 +1,49 @@
-"""FFCV's loader with an operation that decodes an image once, and a thread whose errors are heard.
-
-Imports FFCV, which changes torch's number of threads: whoever imports this restores them.
-"""
+"""FFCV's loader with an operation that decodes an image once, and a thread whose errors are heard."""
 
 import atexit
 import contextlib
 import ctypes
 import functools
 import queue
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import ffcv._libffcv
 import numba
 import numpy as np
-from ffcv.loader import Loader
-from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.pipeline_spec import PipelineSpec
-from ffcv.pipeline.state import State
+import torch
 from numpy.typing import NDArray
 
 from pipelines import ffcv_kernel as kernel
+
+
+@contextlib.contextmanager
+def settings_kept() -> Generator[None]:
+    """A block after which torch and numba have as many threads, and processes the start, as before.
+
+    FFCV sets all of them. It also uses what Python deprecates; nobody here can help that.
+    """
+    method = torch.multiprocessing.get_start_method(allow_none=True)  # first: numba fixes it when asked
+    threads = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        torch.set_num_threads(threads[0])
+        numba.set_num_threads(threads[1])
+        torch.multiprocessing.set_start_method(method, force=True)
+
+
+with settings_kept():
+    import ffcv._libffcv
+    from ffcv.loader import Loader
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.operation import Operation
+    from ffcv.pipeline.pipeline_spec import PipelineSpec
+    from ffcv.pipeline.state import State
 
 # Images that a thread takes at a time: sizes vary, and nobody should wait long for the last.
 IMAGES_AT_A_TIME = 1

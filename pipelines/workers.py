@@ -4,9 +4,10 @@ Left alone it draws from everybody's random numbers, raises the death of a worke
 wherever the trainer happens to be (even where exceptions are dropped), and loses its workers to Ctrl-C.
 """
 
+import contextlib
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from pcl_fast.errors import PclError
 
 Made = TypeVar("Made")
 POLL_SECONDS = 1.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def made_by_workers(
@@ -61,7 +63,8 @@ def _started(
             generator=torch.Generator(),  # or else each epoch would draw from the trainer's
             timeout=POLL_SECONDS if workers else 0,
         )
-        iterator: Any = iter(loader)
+        with _signals_held():  # also in the workers, until they have their handlers
+            iterator: Any = iter(loader)
     if getattr(iterator, "_worker_pids_set", False):
         # Torch's handler of SIGCHLD raises for the processes on this list; the timeout finds them, too.
         signal_handling._remove_worker_pids(id(iterator))  # pyright: ignore[reportPrivateUsage]
@@ -90,7 +93,18 @@ def _as_made(made: Any) -> Any:
     return made
 
 
+@contextlib.contextmanager
+def _signals_held() -> Generator[None]:
+    """A block in which the trainer's signals wait; processes that it starts begin in that state."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _leave_signals_to_the_trainer(_: int) -> None:
     """Ctrl-C and the signals of schedulers reach workers, too; the trainer saves first and then ends them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
