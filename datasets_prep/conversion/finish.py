@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def finish(
         # The file comes last: where it is, its manifest is, too.
         atomic.write_text(manifest_path(state.destination), manifest.to_json())
         os.replace(state.data, state.destination)
-        _sync_folder(state.destination.parent)
+        atomic.sync(state.destination.parent)
     except OSError as error:
         raise PclError(
             f"{state.destination} cannot be written: {error.strerror}; every image is converted and kept in "
@@ -69,11 +68,3 @@ def _source_digest(state: ConversionState) -> str:
     for index, (name, size) in enumerate(zip(state.listing.names, state.listing.sizes_N, strict=True)):
         digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape") + digests[index].tobytes())
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

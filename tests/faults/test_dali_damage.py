@@ -1,7 +1,6 @@
 """Damaged images, failing threads and abandoned iterators: DALI's loader says so, and goes on afterwards."""
 
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
 from tests.conftest import REPOSITORY
 from tests.datasets_prep.pictures import convert_folder, encoded, picture, write_folder
+from tests.pipelines.batches import ENDS, end_iterator
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'pcl-fast[dali]'")
 
@@ -170,24 +170,14 @@ def test_what_fails_in_a_thread_is_raised_in_the_consumer(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("end", ["exhaust", "close", "drop", "raise"])
+@pytest.mark.parametrize("end", ENDS)
 def test_threads_end_with_the_iterator(folder: Path, end: str, workers: int) -> None:
     before = tasks()
-    iterator: Any = DaliTrainLoader(folder, dataclasses.replace(TRAIN, workers=workers)).epoch(0)
+    iterators: list[Any] = [DaliTrainLoader(folder, dataclasses.replace(TRAIN, workers=workers)).epoch(0)]
     assert tasks() == before, "an epoch that is not begun has no threads"
-    next(iterator)
+    next(iterators[0])
     assert tasks() > before
-    match end:
-        case "exhaust":
-            assert len(list(iterator)) == IMAGES // 3 - 1
-        case "close":
-            iterator.close()
-        case "drop":
-            del iterator
-            gc.collect()
-        case _:
-            with pytest.raises(KeyError):
-                iterator.throw(KeyError())
+    end_iterator(iterators, end, left=IMAGES // 3 - 1)
     assert all_ended(before)
 
 

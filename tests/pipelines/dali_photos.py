@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pcl_fast.contract import TrainLoader, ViewBatch
 from pipelines.dali_loader import DaliTrainLoader
@@ -66,21 +65,3 @@ def write_photos(path: Path) -> Path:
 def batches_of(path: Path, epoch: int = 1, first_step: int = 0, **changes: Any) -> list[ViewBatch]:
     loader: TrainLoader = DaliTrainLoader(path, dataclasses.replace(TRAIN, **changes))
     return list(loader.epoch(epoch, first_step))
-
-
-def by_sample(batches: list[ViewBatch]) -> dict[int, tuple[Tensor, int]]:
-    """Views [V, C, H, W] and label of each sample; no sample comes twice."""
-    found = {
-        int(sample): (batch.views_VBCHW[:, place], int(batch.labels_B[place]))
-        for batch in batches
-        for place, sample in enumerate(batch.sample_ids_B)
-    }
-    assert len(found) == sum(len(batch.labels_B) for batch in batches)
-    return found
-
-
-def assert_equal(some: list[ViewBatch], others: list[ViewBatch]) -> None:
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        for field in dataclasses.fields(one):
-            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name

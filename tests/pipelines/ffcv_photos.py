@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pcl_fast.contract import EvalLoader, TrainLoader, ViewBatch
 from pipelines.normalisation import NORMALISATIONS
@@ -75,24 +74,6 @@ def batches_of(path: Path, epoch: int = 1, first_step: int = 0, **changes: Any) 
     how = changes.pop("make_views", "auto")
     loader = opened(path, dataclasses.replace(TRAIN, **changes), how)
     return list(loader.epoch(epoch, first_step))
-
-
-def by_sample(batches: list[ViewBatch]) -> dict[int, tuple[Tensor, int]]:
-    """Views [V, C, H, W] and label of each sample; no sample comes twice."""
-    found = {
-        int(sample): (batch.views_VBCHW[:, place], int(batch.labels_B[place]))
-        for batch in batches
-        for place, sample in enumerate(batch.sample_ids_B)
-    }
-    assert len(found) == sum(len(batch.labels_B) for batch in batches)
-    return found
-
-
-def assert_equal(some: list[ViewBatch], others: list[ViewBatch]) -> None:
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        for field in dataclasses.fields(one):
-            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
 
 def digest(batches: list[ViewBatch]) -> str:

@@ -12,15 +12,8 @@ from pcl_fast.contract import ViewBatch
 from pcl_fast.errors import ConfigError, DataError
 from pipelines.dali_loader import DaliEvalLoader, DaliTrainLoader
 from tests.datasets_prep.pictures import convert_folder
-from tests.pipelines.dali_photos import (
-    EVAL,
-    IMAGES,
-    TRAIN,
-    assert_equal,
-    batches_of,
-    by_sample,
-    write_photos,
-)
+from tests.pipelines.batches import assert_equal, by_sample
+from tests.pipelines.dali_photos import EVAL, IMAGES, TRAIN, batches_of, write_photos
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'pcl-fast[dali]'")
 

@@ -22,6 +22,7 @@ from pipelines.images import decode, open_images
 from pipelines.resample import reference_views, resample
 from pipelines.view_spec import ViewSpec
 from tests.datasets_prep.pictures import convert_folder, encoded, picture
+from tests.pipelines.batches import by_sample
 from tests.pipelines.dali_photos import (
     EVAL,
     IMAGES,
@@ -32,7 +33,6 @@ from tests.pipelines.dali_photos import (
     STD,
     VIEWS,
     batches_of,
-    by_sample,
     odd_kinds,
     write_photos,
 )

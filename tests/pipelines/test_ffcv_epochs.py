@@ -1,7 +1,6 @@
 """FFCV's epochs: the same whatever the workers, the ranks and the step begun at; they end without a trace."""
 
 import dataclasses
-import gc
 import os
 import subprocess
 import sys
@@ -15,15 +14,14 @@ import torch
 
 from pcl_fast.contract import ViewBatch
 from tests.conftest import REPOSITORY
+from tests.pipelines.batches import ENDS, assert_equal, by_sample, end_iterator
 from tests.pipelines.ffcv_photos import (
     EVAL,
     IMAGES,
     TRAIN,
     FfcvEvalLoader,
     FfcvTrainLoader,
-    assert_equal,
     batches_of,
-    by_sample,
     convert_photos,
     digest,
     opened,
@@ -119,24 +117,14 @@ def native_threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-@pytest.mark.parametrize("end", ["exhaust", "close", "drop", "raise"])
+@pytest.mark.parametrize("end", ENDS)
 def test_the_thread_ends_with_the_iterator(beton: Path, end: str) -> None:
     before = threading.active_count()
-    iterator: Any = opened(beton, TRAIN, "auto").epoch(0)
+    iterators: list[Any] = [opened(beton, TRAIN, "auto").epoch(0)]
     assert threading.active_count() == before, "an epoch not begun has no thread"
-    next(iterator)
+    next(iterators[0])
     assert threading.active_count() == before + 1
-    match end:
-        case "exhaust":
-            assert len(list(iterator)) == 4
-        case "close":
-            iterator.close()
-        case "drop":
-            del iterator
-            gc.collect()
-        case _:
-            with pytest.raises(KeyError):
-                iterator.throw(KeyError())
+    end_iterator(iterators, end, left=4)
     assert threading.active_count() == before
 
 

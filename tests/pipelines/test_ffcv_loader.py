@@ -19,6 +19,7 @@ from pipelines.resample import reference_views
 from pipelines.torch_loader import TorchEvalLoader, TorchTrainLoader
 from pipelines.view_spec import ViewSpec
 from tests.datasets_prep.pictures import ImageOptions, convert_folder
+from tests.pipelines.batches import assert_equal, by_sample
 from tests.pipelines.ffcv_photos import (
     EVAL,
     IMAGES,
@@ -29,9 +30,7 @@ from tests.pipelines.ffcv_photos import (
     VIEWS,
     FfcvEvalLoader,
     FfcvTrainLoader,
-    assert_equal,
     batches_of,
-    by_sample,
     convert_photos,
     opened,
     opened_to_evaluate,

@@ -1,7 +1,6 @@
 """The straightforward loader: PIL's and torchvision's views, whatever the workers, ranks and resumptions."""
 
 import dataclasses
-import gc
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -21,6 +19,7 @@ from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
 from pipelines.torch_loader import TorchEvalLoader, TorchTrainLoader
 from tests.datasets_prep.pictures import convert_folder, encoded, picture, write_folder
+from tests.pipelines.batches import ENDS, assert_equal, by_sample, end_iterator
 from tests.pipelines.pictures import by_pil
 
 IMAGES, SIZE, VIEWS = 27, 20, 2
@@ -60,24 +59,6 @@ def beton(folder: Path) -> Path:
 def batches_of(path: Path, epoch: int = 1, first_step: int = 0, **changes: Any) -> list[ViewBatch]:
     loader: TrainLoader = TorchTrainLoader(path, dataclasses.replace(TRAIN, **changes))
     return list(loader.epoch(epoch, first_step))
-
-
-def by_sample(batches: list[ViewBatch]) -> dict[int, tuple[Tensor, int]]:
-    """Views [V, C, H, W] and label of each sample; no sample comes twice."""
-    found = {
-        int(sample): (batch.views_VBCHW[:, place], int(batch.labels_B[place]))
-        for batch in batches
-        for place, sample in enumerate(batch.sample_ids_B)
-    }
-    assert len(found) == sum(len(batch.labels_B) for batch in batches)
-    return found
-
-
-def assert_equal(some: list[ViewBatch], others: list[ViewBatch]) -> None:
-    assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        for field in dataclasses.fields(one):
-            assert torch.equal(getattr(one, field.name), getattr(other, field.name)), field.name
 
 
 def test_views_are_pils_of_the_drawn_boxes(folder: Path) -> None:
@@ -188,22 +169,12 @@ def test_batches_may_be_kept(folder: Path) -> None:
     assert_equal(kept, copies)
 
 
-@pytest.mark.parametrize("end", ["exhaust", "close", "drop", "raise"])
+@pytest.mark.parametrize("end", ENDS)
 def test_workers_end_with_the_iterator(folder: Path, end: str) -> None:
-    iterator: Any = TorchTrainLoader(folder, dataclasses.replace(TRAIN, workers=2)).epoch(0)
-    next(iterator)
+    iterators: list[Any] = [TorchTrainLoader(folder, dataclasses.replace(TRAIN, workers=2)).epoch(0)]
+    next(iterators[0])
     assert len(multiprocessing.active_children()) == 2
-    match end:
-        case "exhaust":
-            assert len(list(iterator)) == 4
-        case "close":
-            iterator.close()
-        case "drop":
-            del iterator
-            gc.collect()
-        case _:
-            with pytest.raises(KeyError):
-                iterator.throw(KeyError())
+    end_iterator(iterators, end, left=4)
     assert multiprocessing.active_children() == []
 
 
