@@ -4,6 +4,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from pcl_fast.commands.profile import machine
@@ -19,7 +20,7 @@ Found = dict[str, dict[int, Contender]]
 def results_table(asked: DataArguments, window: Window, found: Found) -> Table:
     """A row for each loader and number of views."""
     title = f"{asked.file}: loaders alone, {asked.threads} workers"
-    table = Table(title=title, title_justify="left", caption_justify="left", padding=(0, 1))
+    table = Table(title=title, title_justify="left", caption_justify="left", box=box.SIMPLE)
     for column in ("loader", "views"):
         table.add_column(column, no_wrap=True)
     for column in ("images/s", "low - high", "cores", "ms CPU", "MB", "start"):
