@@ -11,7 +11,8 @@ from pcl_fast.contract import ViewBatch
 from pipelines.dali_loader import DaliEvalLoader, DaliTrainLoader
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
-from tests.pipelines.dali_photos import assert_equal, write_photos
+from tests.pipelines.batches import assert_equal
+from tests.pipelines.dali_photos import write_photos
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed: pip install 'pcl-fast[dali]'")
