@@ -1,16 +1,25 @@
 """From a configuration to the parts of a run: network, objective, optimizer, state."""
 
+import warnings
+
 import torch
+from torch import Tensor
+from torch.func import functional_call
 
 from pcl_fast import kernels
 from pcl_fast.config import Config
+from pcl_fast.contract import PeerOutputs
 from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.guard import FiniteGuard
+from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import Objective, make_objective
+from pcl_fast.step.arena import Arena
+from pcl_fast.step.compiled import Compiled, Say
 from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.state import Forward, TrainState
+from pcl_fast.streams import Fork
 
 AMP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,33 +45,47 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
 
-def build_state(config: Config) -> TrainState:
-    """Everything a step needs, at step 0. `config` must be resolved (`device.resolve`)."""
+def build_state(config: Config, dtype: torch.dtype = torch.float32, say: Say = warnings.warn) -> TrainState:
+    """Everything a step needs, at step 0, with weights of type `dtype`. `config` must be resolved.
+
+    `say` is told if the network cannot be compiled, and so runs as it is.
+    """
     device = torch.device(config.device)
     prepare_backend(config)
     objective = make_objective(config)
-    network = build_network(config, objective).to(device)
+    network = build_network(config, objective).to(device, dtype).train()
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
-    optim = config.optim
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
+    teacher = mean_teacher.network if mean_teacher else None
+    arena = _build_arena(config, network, teacher)
+    for part in (network, teacher):
+        if part is not None:
+            part.count_together()
+            part.fork = _fork(config, objective.num_peers)
     torch.manual_seed(config.seed)  # of dropout, in networks that have it
     return TrainState(
         network=network,
         mean_teacher=mean_teacher,
         objective=objective,
-        optimizer=optimizer,
+        arena=arena,
         guard=FiniteGuard((*objective.term_names, "gradient norm"), device),
         amp_dtype=AMP_DTYPES[config.amp.dtype],
-        student_forward=_forward(network, config),
-        teacher_forward=_forward(mean_teacher.network, config) if mean_teacher else None,
+        student_forward=_forward(network, arena.student_half, config.compile, say),
+        teacher_forward=_forward(teacher, arena.teacher_half, config.compile, say) if teacher else None,
+        fork=_fork(config, 2),
     )
+
+
+def _build_arena(config: Config, network: PeerNetwork, teacher: PeerNetwork | None) -> Arena:
+    """On a GPU, with copies of the weights in the convolutions' precision; a CPU's kernels make their own."""
+    optim, amp_dtype = config.optim, AMP_DTYPES[config.amp.dtype]
+    rule = SgdRule(momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov)
+    halves = torch.device(config.device).type == "cuda" and amp_dtype.itemsize < 4
+    return Arena(network, teacher, rule, amp_dtype if halves else None)
+
+
+def _fork(config: Config, tasks: int) -> Fork:
+    """Streams for so many tasks at once; a compiled network keeps to one."""
+    return Fork(torch.device(config.device), 0 if config.compile else tasks - 1)
 
 
 def describe_kernels(config: Config) -> str:
@@ -78,5 +101,10 @@ def uses_kernels(config: Config) -> bool:
     return fits and config.kernels == "auto" and not config.compile
 
 
-def _forward(network: torch.nn.Module, config: Config) -> Forward:
-    return torch.compile(network) if config.compile else network
+def _forward(network: PeerNetwork, half: dict[str, Tensor], compiled: bool, say: Say) -> Forward:
+    """How a step runs a network: with the weights in `half` in the place of its own of these names."""
+
+    def run(views_VBCHW: Tensor) -> PeerOutputs:
+        return functional_call(network, half, (views_VBCHW,)) if half else network(views_VBCHW)
+
+    return Compiled(run, say) if compiled else run

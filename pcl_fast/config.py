@@ -210,6 +210,8 @@ class Config:
     """Memory layout of images and weights; auto follows the precision on the CPU, and is on elsewhere."""
     compile: bool = False
     """Compile the network with torch.compile (the first step then takes minutes on a CPU)."""
+    capture: Literal["auto", "on", "off"] = "auto"
+    """Run each step as one CUDA graph; auto does on a GPU. Where it cannot be, the reason is said."""
     kernels: Literal["auto", "off"] = "auto"
     """Our own kernels, where they fit and can be built; or torch's alone."""
     device: str = "auto"

@@ -7,7 +7,7 @@ Shape letters, used in names throughout: V views (or peers), B batch, C classes 
 import contextlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -67,6 +67,29 @@ class TrainLoader(Protocol):
         Batches may be kept: nothing is written to them later. What the iterator holds (threads,
         processes) ends when it is exhausted, closed or dropped, and what goes wrong there is raised here.
         """
+        ...
+
+
+@runtime_checkable
+class DeviceLoader(TrainLoader, Protocol):
+    """A loader that makes its batches on the device alone, so that a CUDA graph can hold their making."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch."""
+        ...
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every batch has `batch_size` images; `begin` and `take` serve only such."""
+        ...
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Lay an epoch (0-based) out on the device, in the same memory every time, at batch `first_step`."""
+        ...
+
+    def take(self) -> ViewBatch:
+        """The next batch of the epoch, that of `epoch()`, by device operations only."""
         ...
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import os
+from typing import Literal
 
 import torch
 
@@ -31,8 +32,15 @@ def resolve(config: Config) -> Config:
         device=str(device),
         amp=AmpConfig(dtype=dtype),
         channels_last=layout,
+        capture=_resolve_capture(config.capture, device),
         pcl=dataclasses.replace(config.pcl, rampup_epochs=alpha),
     )
+
+
+def _resolve_capture(capture: Literal["auto", "on", "off"], device: torch.device) -> Literal["on", "off"]:
+    if capture == "on" and device.type != "cuda":
+        raise ConfigError(f"--capture on: {device} has no CUDA graphs; give auto or off")
+    return "on" if capture != "off" and device.type == "cuda" else "off"
 
 
 def pick_device(name: str) -> torch.device:
@@ -70,6 +78,7 @@ def prepare_backend(config: Config) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     torch.backends.cudnn.benchmark = not config.deterministic
+    torch.backends.cudnn.benchmark_limit = 0  # choose among all algorithms, once
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
     torch.use_deterministic_algorithms(config.deterministic)

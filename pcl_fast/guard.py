@@ -19,7 +19,7 @@ class FiniteGuard:
         self._step = torch.zeros((), dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def watch(self, values: Tensor, step: int) -> Tensor:
+    def watch(self, values: Tensor, step: int | Tensor) -> Tensor:
         """Look at `values` [names] of a step; a float32 scalar, 1 if this or an earlier one was bad."""
         earlier = self._bad.any()
         bad = torch.where(earlier, self._bad, ~torch.isfinite(values))

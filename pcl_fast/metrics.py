@@ -23,9 +23,12 @@ class RunningMeans:
         self._sums = torch.zeros(width, dtype=torch.float64, device=device)
         self.reset()
 
-    def add(self, sums: Tensor, samples: int) -> None:
-        """Add a step's values [width], each a sum over `samples`."""
+    def add(self, sums: Tensor) -> None:
+        """Add a step's values [width], each a sum over its samples: the device's part."""
         self._sums += sums
+
+    def count(self, samples: int) -> None:
+        """Count a step's samples: the host's part."""
         self._samples += samples
         self._samples_here += samples
 

@@ -15,6 +15,7 @@ FREE_SETTINGS = frozenset(
         "run_dir",
         "resume",
         "device",
+        "capture",
         "data.root",
         "data.train",
         "data.val",

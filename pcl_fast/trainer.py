@@ -1,7 +1,7 @@
 """The training loop: resume, train, evaluate, record, save; everything a step must not do."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -9,16 +9,19 @@ import torch
 from pcl_fast.build import build_state
 from pcl_fast.checkpoint import save_model
 from pcl_fast.config import Config
-from pcl_fast.contract import OpenData, ViewBatch, ended
+from pcl_fast.contract import OpenData, ViewBatch
 from pcl_fast.errors import DivergedError, PclError, Preempted
 from pcl_fast.evaluate import evaluate_state
-from pcl_fast.first_batch import check_views, checked
+from pcl_fast.first_batch import check_views
+from pcl_fast.lockstep import run_together
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.run_folder import RunFolder
-from pcl_fast.schedules import ema_coefficient, learning_rate, rampup_weight
 from pcl_fast.signals import StopSignal
 from pcl_fast.sinks import Record, RunInfo, Sink
-from pcl_fast.step.train_step import Moment, StepMetrics, train_step
+from pcl_fast.step.capture import make_calls
+from pcl_fast.step.device_step import DeviceStep
+from pcl_fast.step.feed import make_feed
+from pcl_fast.step.timetable import Timetable
 
 Accuracies = dict[str, dict[str, float]]
 
@@ -29,13 +32,17 @@ class Trainer:
     def __init__(self, config: Config, data: OpenData, folder: RunFolder, sinks: Sequence[Sink]) -> None:
         self.config, self.data, self.folder, self.sinks = config, data, folder, sinks
         self.device = torch.device(config.device)
-        self.state = build_state(config)
+        self.state = build_state(config, say=self.say)
         self.objective = self.state.objective
         self.train_heads = [f"peer{j + 1}" for j in range(self.objective.num_peers)]
         self.train_heads += ["ensemble"] * self.objective.has_ensemble
         width = len(self.objective.term_names) + len(self.train_heads) + 1
         self.recent = RunningMeans(width, self.device)
         self.epoch_means = RunningMeans(width, self.device)
+        self.timetable = Timetable(config, data.train.steps_per_epoch, self.device)
+        self.feed = make_feed(data.train, self._check, fixed=config.capture == "on")
+        means = self.recent, self.epoch_means
+        self.device_step = DeviceStep(self.state, self.feed, self.timetable, means)
         self.steps_done = self.epochs_closed = self.records = 0
         self.accuracies: Accuracies = {}
         self.stop = StopSignal()
@@ -46,6 +53,15 @@ class Trainer:
         Raises Preempted after a signal, with everything saved; DivergedError if something is not
         finite, with the last good checkpoint kept; DataError if the first batch of an epoch is not as agreed;
         PclError if the disk refuses a save that must be.
+        """
+        calls = make_calls(self.config.capture, self.device, self.say, self.config.compile)
+        run_together([self], calls)
+        return self.accuracies
+
+    def steps(self) -> Generator[int]:
+        """The host's side of the run: yields where `device_step` is due, with the size of its batch.
+
+        Raises what `run` raises.
         """
         self._resume()
         info = RunInfo(
@@ -60,56 +76,48 @@ class Trainer:
         for sink in self.sinks:
             sink.started(info)
         try:
-            with self.stop:
-                while self.epochs_closed < self.config.train.epochs:
-                    self._train_epoch(self.epochs_closed)
-                    self._close_epoch(self.epochs_closed)
-                self._serve_stop()  # a signal during the last save is not lost on the next run
+            while self.epochs_closed < self.config.train.epochs:
+                yield from self._train_epoch(self.epochs_closed)
+                self._close_epoch(self.epochs_closed)
+            self._serve_stop()  # a signal during the last save is not lost on the next run
         except DivergedError as error:
             raise DivergedError(f"{error}. {self._last_checkpoint()}") from None
         finally:
+            self.feed.close()
             self._tell(lambda sink: sink.closed())
-        return self.accuracies
 
-    def _train_epoch(self, epoch: int) -> None:
-        """Train what is left of an epoch."""
-        self.state.network.train()
-        if self.state.mean_teacher is not None:
-            self.state.mean_teacher.learning_mode()
+    def _train_epoch(self, epoch: int) -> Generator[int]:
+        """Train what is left of an epoch; a signal is served after each step."""
+        self.state.learning_mode()
         self.recent.restart_clock()
         self.epoch_means.restart_clock()
         steps_per_epoch = self.data.train.steps_per_epoch
         first = self.steps_done - epoch * steps_per_epoch
         if first < steps_per_epoch:
-            with ended(checked(self.data.train.epoch(epoch, first), self._check)) as batches:
-                for batch in batches:
-                    self._train_batch(batch, epoch)
+            self.feed.begin(epoch, first)
+            while (samples := self.feed.advance()) is not None:
+                yield samples
+                self._account(samples, epoch)
+                for sink in self.sinks:
+                    sink.stepped(self.steps_done)
+                self._serve_stop()
+            self.feed.close()
         self.state.guard.check()
 
     def _check(self, batch: ViewBatch) -> None:
         check_views(batch, self.objective.num_views, self.state.network.num_classes, self.device)
 
-    def _train_batch(self, batch: ViewBatch, epoch: int) -> None:
-        """One step, told to the sinks; then a signal is served."""
-        moment = self._moment(epoch)
-        metrics = train_step(self.state, batch, moment)
-        self._account(batch, metrics, moment, epoch)
-        for sink in self.sinks:
-            sink.stepped(self.steps_done)
-        self._serve_stop()
-
-    def _account(self, batch: ViewBatch, metrics: StepMetrics, moment: Moment, epoch: int) -> None:
+    def _account(self, samples: int, epoch: int) -> None:
         """Count a step; check it and write it down where that is due."""
-        due = moment.step % self.config.train.log_every == 0
+        step = self.steps_done + 1
+        due = step % self.config.train.log_every == 0
         if due or self.device.type == "cpu":  # on a GPU looking means waiting
             self.state.guard.check()
-        self.steps_done = moment.step
-        samples = len(batch.labels_B)
-        means = torch.cat([metrics.terms, metrics.gradient_norm[None]]) * samples
+        self.steps_done = step
         for running in (self.recent, self.epoch_means):
-            running.add(torch.cat([means, metrics.correct]), samples)
+            running.count(samples)
         if due:
-            self._write({"kind": "step"} | self._describe(self.recent, moment, epoch))
+            self._write({"kind": "step"} | self._describe(self.recent, epoch))
             self.recent.reset()
 
     def _close_epoch(self, epoch: int) -> None:
@@ -121,8 +129,7 @@ class Trainer:
             heads = evaluate_state(self.state, self.data.val, self._serve_stop)
             self.accuracies = {head: accuracy.as_dict() for head, accuracy in heads.items()}
             measured = {"val": self.accuracies}
-        now = self._moment(epoch, self.steps_done)
-        record = {"kind": "epoch"} | self._describe(self.epoch_means, now, epoch) | measured
+        record = {"kind": "epoch"} | self._describe(self.epoch_means, epoch) | measured
         self._write(record | {"images_per_second": rate})
         self.epoch_means.reset()
         self.epochs_closed += 1
@@ -132,22 +139,10 @@ class Trainer:
             except OSError as error:
                 if last:
                     raise self._unsaved(error) from None
-                self._say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
+                self.say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
 
-    def _moment(self, epoch: int, step: int | None = None) -> Moment:
-        """The schedules at the next step of an epoch, or at a given one."""
-        at = self.steps_done + 1 if step is None else step
-        optim, pcl = self.config.optim, self.config.pcl
-        assert pcl.rampup_epochs is not None, "the configuration is resolved"
-        epochs = self.config.train.epochs
-        return Moment(
-            step=at,
-            lr=learning_rate(optim.lr, epoch, epochs, optim.milestones, optim.gamma),
-            distill_weight=rampup_weight(epoch, pcl.distill_weight, pcl.rampup_epochs),
-            ema_coefficient=ema_coefficient(at, pcl.ema_decay),
-        )
-
-    def _describe(self, running: RunningMeans, moment: Moment, epoch: int) -> Record:
+    def _describe(self, running: RunningMeans, epoch: int) -> Record:
+        moment = self.timetable.on_host(self.steps_done)
         names = self.objective.term_names
         means = running.means()
         correct = means[len(names) + 1 :]
@@ -174,9 +169,10 @@ class Trainer:
             try:
                 report(sink)
             except OSError as error:
-                self._say(f"{type(sink).__name__} could not write ({error}); training goes on")
+                self.say(f"{type(sink).__name__} could not write ({error}); training goes on")
 
-    def _say(self, message: str) -> None:
+    def say(self, message: str) -> None:
+        """Tell every sink something that a person should read."""
         for sink in self.sinks:
             with contextlib.suppress(OSError):
                 sink.said(message)
@@ -214,13 +210,14 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        saved = self.folder.checkpoints.load_newest(self._say)
+        saved = self.folder.checkpoints.load_newest(self.say)
         if saved is None:
             return
         self.state.load_state_dict(saved["state"])
         progress: dict[str, Any] = saved["progress"]
         self.steps_done, self.epochs_closed = progress["steps_done"], progress["epochs_closed"]
         self.records, self.accuracies = progress["records"], progress["accuracies"]
+        self.device_step.go_on_after(self.steps_done)
         self.recent.load_state_dict(progress["recent"])
         self.epoch_means.load_state_dict(progress["epoch_means"])
 

@@ -6,6 +6,7 @@ There are no workers and no queue: a batch is a dozen small kernels on the devic
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,10 @@ class ResidentTrainLoader:
         self.labels_N = labels_N.to(options.device)
         self.table = CropTable(images_NCHW, options.device, options.channels_last)
         self.normalise = Normaliser(options.normalisation, size, options.device, options.channels_last)
+        self.batch_size = options.batch_size
+        self.is_even = self.steps_per_epoch * options.batch_size <= self.num_samples
+        self._laid: _Epoch | None = None
+        self._rows_B = torch.arange(options.batch_size, device=options.device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
         """Yield the batches of an epoch (0-based) from batch `first_step` on.
@@ -87,20 +92,56 @@ class ResidentTrainLoader:
         return self._batches(epoch, first_step)
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[ViewBatch]:
+        batch_size = self.options.batch_size
+        laid = self._lay_out(epoch)
+        for begin in range(first_step * batch_size, len(laid.order_N), batch_size):
+            rows = slice(begin, begin + batch_size)
+            yield self._make(laid.starts_VNP[:, rows], laid.labels_N[rows], laid.order_N[rows])
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Lay an epoch out on the device, for `take` to serve from batch `first_step` on.
+
+        Raises:
+            ConfigError: for a step that the epoch does not have.
+        """
+        check_first_step(first_step, self.steps_per_epoch)
+        laid = self._lay_out(epoch)
+        if self._laid is None:
+            self._laid = laid
+            self._step = torch.zeros((), dtype=torch.int64, device=self.options.device)
+        else:
+            for place, values in zip(self._laid, laid, strict=True):
+                place.copy_(values)
+        self._step.fill_(first_step)
+
+    def take(self) -> ViewBatch:
+        """The next batch of the epoch that `begin` has laid out; its place in it is kept on the device."""
+        assert self._laid is not None, "begin comes before take"
+        rows_B = self._rows_B + self._step * self.batch_size
+        self._step += 1
+        order_N, starts_VNP, labels_N = self._laid
+        labels_B, ids_B = labels_N.index_select(0, rows_B), order_N.index_select(0, rows_B)
+        return self._make(starts_VNP.index_select(1, rows_B), labels_B, ids_B)
+
+    def _lay_out(self, epoch: int) -> "_Epoch":
         options = self.options
         order_N = epoch_order(self.num_samples, options.seed, epoch, options.device)
-        order_N = order_N[first_step * options.batch_size : self.steps_per_epoch * options.batch_size]
+        order_N = order_N[: self.steps_per_epoch * options.batch_size]
         crops = draw_crops(order_N, options.num_views, options.seed, epoch)
-        starts_VNP = self.table.locate(order_N, crops)
-        labels_N = self.labels_N[order_N]
-        for begin in range(0, len(order_N), options.batch_size):
-            batch = slice(begin, begin + options.batch_size)
-            images_BCHW = self.normalise(self.table.read(starts_VNP[:, batch]))
-            yield ViewBatch(
-                views_VBCHW=images_BCHW.unflatten(0, (options.num_views, -1)),
-                labels_B=labels_N[batch],
-                sample_ids_B=order_N[batch],
-            )
+        return _Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
+
+    def _make(self, starts_VBP: Tensor, labels_B: Tensor, sample_ids_B: Tensor) -> ViewBatch:
+        images_BCHW = self.normalise(self.table.read(starts_VBP))
+        views_VBCHW = images_BCHW.unflatten(0, (self.options.num_views, -1))
+        return ViewBatch(views_VBCHW=views_VBCHW, labels_B=labels_B, sample_ids_B=sample_ids_B)
+
+
+class _Epoch(NamedTuple):
+    """An epoch on the device: the samples in order, where each of their views begins, their labels."""
+
+    order_N: Tensor
+    starts_VNP: Tensor
+    labels_N: Tensor
 
 
 class ResidentEvalLoader:

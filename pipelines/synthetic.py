@@ -55,6 +55,20 @@ class SyntheticTrainLoader:
         views_VBCHW = images.unflatten(0, (options.num_views, options.batch_size))
         ids_B = torch.arange(options.batch_size, device=options.device)
         self.batch = ViewBatch(views_VBCHW, labels_B, ids_B)
+        self.batch_size = options.batch_size
+        self.is_even = True
+
+    def begin(self, epoch: int, first_step: int = 0) -> None:
+        """Nothing is to be laid out: all batches are one.
+
+        Raises:
+            ConfigError: for a step that the epoch does not have.
+        """
+        check_first_step(first_step, self.steps_per_epoch)
+
+    def take(self) -> ViewBatch:
+        """The batch."""
+        return self.batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
         """Yield the same batch for each step of the epoch from `first_step` on.

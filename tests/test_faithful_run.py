@@ -35,11 +35,7 @@ def make_config(**pcl: object) -> Config:
 
 def in_float64(config: Config) -> TrainState:
     """The product's state at step 0, everything in float64."""
-    state = build_state(config)
-    state.network.double().train()
-    if state.mean_teacher is not None:
-        state.mean_teacher.network.double().train()
-    return state
+    return build_state(config, torch.float64)
 
 
 def copy_in_order(source: nn.Module, target: nn.Module) -> None:

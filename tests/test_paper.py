@@ -346,7 +346,8 @@ def test_a_step_of_a_thousandth_moves_the_average_under_amp() -> None:
     with torch.no_grad():
         average.fill_(1)
         state.network.ensemble.bias.fill_(2)
-    state.mean_teacher.update(state.network, torch.tensor(0.999, dtype=torch.float64))
+    phi = torch.tensor(0.999, dtype=torch.float64)
+    state.arena.update(torch.zeros_like(phi), phi, stop=torch.zeros(()))
     np.testing.assert_allclose(average.numpy(), 1.001, rtol=2e-7)
 
 

@@ -15,6 +15,16 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, "relu", "relu_")
 
 
+def note_calls(part: fx.GraphModule) -> None:
+    """Tell each norm how often a forward calls it."""
+    calls: Counter[nn.Module] = Counter(
+        part.get_submodule(str(node.target)) for node in part.graph.nodes if node.op == "call_module"
+    )
+    for layer, count in calls.items():
+        if isinstance(layer, ViewBatchNorm2d):
+            layer.calls = count
+
+
 def fuse_norms(part: fx.GraphModule) -> int:
     """Rewrite relu(norm(x)) and relu(norm(x) + residual) as one call of the layer; how many there were.
 

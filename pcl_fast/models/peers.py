@@ -1,7 +1,9 @@
 """The multi-branch network of PCL: one trunk, m peers, and an ensemble classifier over their features."""
 
 import warnings
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -9,10 +11,13 @@ from torch import Tensor, fx, nn
 from pcl_fast.config import MAX_PEERS
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.errors import ConfigError
-from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms
+from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms, note_calls
 from pcl_fast.models.split import split_network
-from pcl_fast.models.view_norm import allow_kernels, convert_batch_norm, set_num_views
+from pcl_fast.models.view_norm import ViewBatchNorm2d, allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
+from pcl_fast.streams import Fork
+
+Result = TypeVar("Result")
 
 
 class PeerNetwork(nn.Module):
@@ -26,6 +31,7 @@ class PeerNetwork(nn.Module):
     its running statistics once a view, in order; "joint": once, over all views. `trunk_views="batched"`
     runs the views as one batch, "loop" one after the other with ordinary BatchNorm: the reference. Which is
     faster depends on device and batch; the batch makes a third as many, larger calls with three views.
+    `fork`, if set, runs the peers side by side.
     Raises ConfigError for a number of peers outside 1 to 8 and for a backbone that cannot be split.
     """
 
@@ -58,6 +64,9 @@ class PeerNetwork(nn.Module):
         self.classifiers = nn.ModuleList(peer.classifier for peer in peers)
         self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes) if ensemble else None
         self.trunk_views = trunk_views
+        self.fork: Fork | None = None
+        self._counts: Tensor | None = None
+        self._counts_a_step: tuple[Tensor, ...] = ()
         self._rewrite(bn_views)
 
     def _rewrite(self, bn_views: str) -> None:
@@ -70,7 +79,28 @@ class PeerNetwork(nn.Module):
         self._views_apart = bn_views == "per_view" and self.trunk_views == "batched"
         self._views_set = 1
         for part in self._parts():
+            note_calls(part)
             fuse_norms(part)
+
+    def count_together(self) -> None:
+        """From now on, count the batches that all norms have seen by one addition a step.
+
+        Their counts become views of one tensor; moving the network to another device takes them apart.
+        """
+        norms = [layer for layer in self.modules() if isinstance(layer, ViewBatchNorm2d)]
+        if not norms:
+            return
+        each = [norm.num_batches_tracked for norm in norms]
+        counts = self._counts = torch.stack([count for count in each if count is not None])
+        for norm, count in zip(norms, counts.unbind(), strict=True):
+            norm.num_batches_tracked, norm.counts = count, False
+        in_trunk = set(self.trunk.modules())
+        # A norm of the trunk sees each view, unless all of them are one batch to it; others see their peer's.
+        apart = self._views_apart or self.trunk_views == "loop"
+        self._counts_a_step = tuple(
+            counts.new_tensor([norm.calls * (views if apart and norm in in_trunk else 1) for norm in norms])
+            for views in range(1, self.num_peers + 1)
+        )
 
     def use_kernels(self) -> None:
         """From now on, let kernels of ours compute what they know (on the CPU, in training)."""
@@ -92,11 +122,20 @@ class PeerNetwork(nn.Module):
         maps = self.run_trunk(views_VBCHW)
         if num_views < self.num_peers:
             maps = maps * self.num_peers
-        features = [branch(view_map) for branch, view_map in zip(self.branches, maps, strict=True)]
-        logits = [classify(feature) for classify, feature in zip(self.classifiers, features, strict=True)]
+        peers = [partial(self._run_peer, j, view_map) for j, view_map in enumerate(maps)]
+        features, logits = zip(*self._side_by_side(peers), strict=True)
+        if self.training and self._counts is not None:
+            self._counts.add_(self._counts_a_step[num_views - 1])
         # z_t = A [h_1; ...; h_m]
         ensemble_logits = None if self.ensemble is None else self.ensemble(torch.cat(features, dim=1))
         return PeerOutputs(torch.stack(logits), torch.stack(features), ensemble_logits)
+
+    def _run_peer(self, j: int, view_map: Tensor) -> tuple[Tensor, Tensor]:
+        feature = self.branches[j](view_map)
+        return feature, self.classifiers[j](feature)
+
+    def _side_by_side(self, tasks: list[Callable[[], Result]]) -> list[Result]:
+        return [task() for task in tasks] if self.fork is None else self.fork(tasks)
 
     def run_trunk(self, views_VBCHW: Tensor) -> list[Tensor]:
         """The trunk's output for each view."""

@@ -12,6 +12,7 @@ it is many times slower.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.instancenorm import _InstanceNorm  # pyright: ignore[reportPrivateUsage]
@@ -30,11 +31,14 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     mode, it is nn.BatchNorm2d to the bit. `conv` is a convolution to do first, for the kernel that does both;
     it stays a module of its own elsewhere (`fuse.attach_convolutions`). `blocks` is a chain of residual
     blocks that ends here, each given by its two norms: a call without a residual runs all of it
-    (`fuse.chain_blocks`). Raises ConfigError where a view holds a single value a channel, which has no
-    variance.
+    (`fuse.chain_blocks`). `calls` is how often a forward of the network calls it; unless it `counts`, batches
+    are counted elsewhere (`PeerNetwork.count_together`). Raises ConfigError where a view
+    holds a single value a channel, which has no variance.
     """
 
     num_views: int = 1
+    calls: int = 1
+    counts: bool = True
     use_kernels: bool = False
     conv: tuple[nn.Conv2d] | None = None  # in a tuple, so as not to be a submodule here, too
     blocks: tuple[tuple["ViewBatchNorm2d", "ViewBatchNorm2d"], ...] = ()
@@ -88,9 +92,13 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         return self.training and self.use_kernels and not torch.compiler.is_compiling()
 
     def _normalise(self, input: Tensor) -> Tensor:
-        if not self.training or self.num_views == 1:
+        if not self.training:
             return super().forward(input)
         self._count_views(input.numel() // self.num_features)
+        if self.num_views == 1:
+            assert self.momentum is not None
+            buffers = self.running_mean, self.running_var
+            return F.batch_norm(input, *buffers, self.weight, self.bias, True, self.momentum, self.eps)
         if torch.compiler.is_compiling() or not has_kernel(input, self.weight):
             return normalise_by_formula(input, self, self.num_views)
         return normalise_slices(input, self, self.num_views)
@@ -98,8 +106,9 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     def _count_views(self, values: int) -> None:
         if values < 2 * self.num_views:
             raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(self.num_views)
+        if self.counts:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(self.num_views)
 
     def _conv_state(self) -> conv_norm.ConvState:
         assert self.conv is not None

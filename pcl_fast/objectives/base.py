@@ -19,6 +19,19 @@ class Deployment:
     peer: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A batch's loss, ready to be differentiated: the sum of `roots`, each times its seed (None: 1).
+
+    `terms` float32 [terms], detached; `correct` int64 [peers (+ ensemble)], right top-1 answers.
+    """
+
+    terms: Tensor
+    correct: Tensor
+    roots: tuple[Tensor, ...]
+    seeds: tuple[Tensor | None, ...]
+
+
 class Objective(ABC):
     """What a method asks of the network, of the data and of the step, and its loss.
 
@@ -44,6 +57,16 @@ class Objective(ABC):
         float32 [terms] (float64 if the logits are).
         """
 
+    def loss(
+        self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: Tensor
+    ) -> Loss:
+        """The same with right answers counted, and from where to differentiate.
+
+        A method with a kernel that makes losses and their gradients at once overrides this.
+        """
+        terms = self.terms(student, teacher, labels_B, weight)
+        return Loss(terms.detach(), count_correct(student, labels_B), (terms.sum(),), (None,))
+
 
 def full_precision(logits: Tensor) -> Tensor:
     """Logits in float32 at least: softmaxes and losses are never computed in half precision."""
@@ -56,3 +79,12 @@ def peer_cross_entropies(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
     flat = full_precision(logits_VBC).reshape(peers * batch, classes)
     losses = F.cross_entropy(flat, labels_B.repeat(peers), reduction="none")
     return losses.view(peers, batch).mean(1)
+
+
+@torch.no_grad()
+def count_correct(outputs: PeerOutputs, labels_B: Tensor) -> Tensor:
+    """Right top-1 answers of every peer, then of the ensemble if there is one: int64 [peers (+ 1)]."""
+    answers = outputs.logits_VBC.argmax(-1)
+    if outputs.ensemble_logits_BC is not None:
+        answers = torch.cat([answers, outputs.ensemble_logits_BC.argmax(-1)[None]])
+    return (answers == labels_B).sum(-1)

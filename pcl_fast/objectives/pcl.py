@@ -6,7 +6,8 @@ from torch import Tensor
 
 from pcl_fast.config import PclConfig
 from pcl_fast.contract import PeerOutputs
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.kernels.pcl_loss import LossRule, pcl_loss, takes
+from pcl_fast.objectives.base import Deployment, Loss, Objective, full_precision, peer_cross_entropies
 
 
 class Pcl(Objective):
@@ -46,6 +47,24 @@ class Pcl(Objective):
             teacher_VBC = full_precision(teacher.logits_VBC).detach()
             losses.append(weight * mean_teacher_distillation(teacher_VBC, logits_VBC, temperature))
         return torch.cat(losses)
+
+    def loss(
+        self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: Tensor
+    ) -> Loss:
+        """The same; by one kernel where there is one for it."""
+        ensemble_BC = student.ensemble_logits_BC
+        assert ensemble_BC is not None, "the ensemble teacher needs its classifier"
+        teacher_VBC = teacher.logits_VBC if teacher is not None and self.mean_teachers_teach else None
+        if not self.options.detach_ensemble or not takes(student.logits_VBC, ensemble_BC, teacher_VBC):
+            return super().loss(student, teacher, labels_B, weight)
+        rule = LossRule(
+            temperature=self.options.temperature,
+            ensemble_teacher=self.options.ensemble_teacher,
+            mean_teachers=self.mean_teachers_teach,
+        )
+        made = pcl_loss(student.logits_VBC, ensemble_BC, teacher_VBC, labels_B, weight, rule)
+        seeds = made.grad_logits_VBC, made.grad_ensemble_BC
+        return Loss(made.terms, made.correct, (student.logits_VBC, ensemble_BC), seeds)
 
 
 def ensemble_distillation(teacher_BC: Tensor, peers_VBC: Tensor, temperature: float) -> Tensor:

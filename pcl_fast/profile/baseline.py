@@ -46,12 +46,12 @@ class BaselineStep:
         """Train on a batch; the loss, a scalar."""
         for group in self.optimizer.param_groups:
             group["lr"] = moment.lr
-        loss = self._loss(batch, moment.distill_weight)
+        loss = self._loss(batch, float(moment.distill_weight))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.config.method == "pcl":
-            self._average(moment.ema_coefficient)
+            self._average(float(moment.ema_coefficient))
         return loss.detach()
 
     def _loss(self, batch: ViewBatch, weight: float) -> Tensor:

@@ -12,10 +12,10 @@ from pcl_fast.models.peers import PeerNetwork
 class MeanTeacher:
     """A copy of a network that follows it: theta_ema = phi theta_ema + (1 - phi) theta.
 
-    Every parameter is averaged: trunk, branches, classifiers, ensemble classifier. `ema_bn` says what
-    becomes of BatchNorm's running statistics: `own`, the copy runs in train mode and keeps statistics
-    of its own batches; `copy` and `ema`, it takes the network's, as they are or averaged alike, and
-    runs in eval mode.
+    Every parameter is averaged: trunk, branches, classifiers, ensemble classifier (`Arena.update`, with the
+    optimizer's step). `ema_bn` says what becomes of BatchNorm's running statistics: `own`, the copy runs in
+    train mode and keeps statistics of its own batches; `copy` and `ema`, it takes the network's, as they are
+    or averaged alike, and runs in eval mode.
     """
 
     def __init__(self, network: PeerNetwork, ema_bn: Literal["own", "copy", "ema"]) -> None:
@@ -28,22 +28,21 @@ class MeanTeacher:
         self.network.train(self.ema_bn == "own")
 
     @torch.no_grad()
-    def update(self, student: PeerNetwork, phi: Tensor) -> None:
-        """Average the student in, after the optimizer's step; `phi` is a scalar tensor on the device."""
-        _average(list(self.network.parameters()), list(student.parameters()), phi)
+    def follow_statistics(self, student: PeerNetwork, phi: Tensor) -> None:
+        """Take over the student's running statistics as `ema_bn` says; `phi` is a scalar on the device."""
         if self.ema_bn == "own":
             return
-        mine, theirs = list(self.network.buffers()), list(student.buffers())
-        floating = [i for i, buffer in enumerate(mine) if buffer.is_floating_point() and self.ema_bn == "ema"]
-        _average([mine[i] for i in floating], [theirs[i] for i in floating], phi)
-        for i in set(range(len(mine))) - set(floating):
-            mine[i].copy_(theirs[i])
+        pairs = list(zip(self.network.buffers(), student.buffers(), strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point() and self.ema_bn == "ema"]
+        copied = [pair for pair in pairs if not (pair[0].is_floating_point() and self.ema_bn == "ema")]
+        if averaged:
+            _average([mine for mine, _ in averaged], [theirs for _, theirs in averaged], phi)
+        for mine, theirs in copied:
+            mine.copy_(theirs)
 
 
 def _average(averages: list[Tensor], values: list[Tensor], phi: Tensor) -> None:
     """In float32 (or wider), literally: with phi = 0 a bitwise copy, with phi = 1 no change."""
-    if not averages:
-        return
     phi = phi.to(averages[0].dtype)
     shares = torch._foreach_mul(values, 1 - phi)  # pyright: ignore[reportPrivateUsage]
     torch._foreach_mul_(averages, phi)  # pyright: ignore[reportPrivateUsage]

@@ -1,6 +1,6 @@
 """All that training changes, and its saving and restoring."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,34 +11,44 @@ from pcl_fast.contract import PeerOutputs
 from pcl_fast.guard import FiniteGuard
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import Objective
+from pcl_fast.step.arena import Arena
 from pcl_fast.step.mean_teacher import MeanTeacher
+from pcl_fast.streams import Fork
 
 Forward = Callable[[Tensor], PeerOutputs]
 
 
 @dataclass(slots=True)
 class TrainState:
-    """The networks and their optimizer, and how a step runs them.
+    """The networks and their weights' memory, and how a step runs them.
 
-    `student_forward` and `teacher_forward` run the two networks (compiled or not); `amp_dtype` is the
-    precision of their convolutions.
+    `arena` holds parameters, momentum and averages. `student_forward` and `teacher_forward` run the two
+    networks (compiled or not), `fork` the one beside the other; `amp_dtype` is the precision of their
+    convolutions.
     """
 
     network: PeerNetwork
     mean_teacher: MeanTeacher | None
     objective: Objective
-    optimizer: torch.optim.SGD
+    arena: Arena
     guard: FiniteGuard
     amp_dtype: torch.dtype
     student_forward: Forward
     teacher_forward: Forward | None
+    fork: Fork
+
+    def learning_mode(self) -> None:
+        """Both networks as training runs them, after an evaluation has changed it."""
+        self.network.train()
+        if self.mean_teacher is not None:
+            self.mean_teacher.learning_mode()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a later process needs to go on as if nothing had happened."""
+        """Everything a later process needs to go on as if nothing had happened: tensors of its own."""
         return {
-            "network": self.network.state_dict(),
-            "mean_teacher": self.mean_teacher.network.state_dict() if self.mean_teacher else None,
-            "optimizer": self.optimizer.state_dict(),
+            "network": _copies(self.network.state_dict()),
+            "mean_teacher": _copies(self.mean_teacher.network.state_dict()) if self.mean_teacher else None,
+            "momentum": _copies(self.arena.momentum),
             "rng": _random_state(),
         }
 
@@ -47,7 +57,8 @@ class TrainState:
         self.network.load_state_dict(saved["network"])
         if self.mean_teacher is not None:
             self.mean_teacher.network.load_state_dict(saved["mean_teacher"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.arena.load_momentum(saved["momentum"])
+        self.arena.refresh_half()
         _restore_random_state(saved["rng"])
 
     def deployed_tensors(self) -> dict[str, Tensor]:
@@ -57,7 +68,12 @@ class TrainState:
         if deployment.network == "mean_teacher":
             assert self.mean_teacher is not None, "a method that deploys a mean teacher has one"
             network = self.mean_teacher.network
-        return network.deployed_state_dict(deployment.peer)
+        return _copies(network.deployed_state_dict(deployment.peer))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each in memory of its own, and not a view of what all lie in."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _random_state() -> dict[str, Any]:

@@ -11,12 +11,15 @@ from pcl_fast.step.state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where in its schedules a step is: `step` from 1, lr, w(e) and phi(g)."""
+    """Where in its schedules a step is: `step` from 1, lr, w(e) and phi(g).
 
-    step: int
-    lr: float
-    distill_weight: float
-    ema_coefficient: float
+    Numbers, or scalars on the device (int64, float64) for a step that no host looks after.
+    """
+
+    step: int | Tensor
+    lr: float | Tensor
+    distill_weight: float | Tensor
+    ema_coefficient: float | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +37,44 @@ class StepMetrics:
 
 def train_step(state: TrainState, batch: ViewBatch, moment: Moment) -> StepMetrics:
     """Advance `state` by one batch. Does no I/O and never waits for the device."""
-    with torch.autocast(batch.views_VBCHW.device.type, state.amp_dtype, enabled=state.amp_dtype.itemsize < 4):
-        student = state.student_forward(batch.views_VBCHW)
-        with torch.no_grad():
-            # `is not None`: a compiled network has no truth value
-            teacher = None if state.teacher_forward is None else state.teacher_forward(batch.views_VBCHW)
-    terms = state.objective.terms(student, teacher, batch.labels_B, moment.distill_weight)
-    state.optimizer.zero_grad(set_to_none=True)
-    terms.sum().backward()
-    gradients = [p.grad for p in state.network.parameters() if p.grad is not None]
-    metrics = StepMetrics(
-        terms=terms.detach(),
-        correct=_correct(student, batch.labels_B),
-        gradient_norm=torch.nn.utils.get_total_norm(gradients),
-    )
+    student, teacher = _forwards(state, batch.views_VBCHW)
+    weight = _on_device(moment.distill_weight, batch.labels_B)
+    loss = state.objective.loss(student, teacher, batch.labels_B, weight)
+    state.arena.differentiate(loss.roots, loss.seeds)
+    metrics = StepMetrics(loss.terms, loss.correct, state.arena.gradient_norm())
     _update(state, metrics, moment)
     return metrics
+
+
+def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, PeerOutputs | None]:
+    """The student's outputs, and the mean teachers'; side by side where the device can."""
+    forward = state.teacher_forward
+
+    def teach() -> PeerOutputs | None:
+        with torch.no_grad():
+            # `is not None`: a compiled network has no truth value
+            return None if forward is None else forward(views_VBCHW)
+
+    with torch.autocast(views_VBCHW.device.type, state.amp_dtype, enabled=state.amp_dtype.itemsize < 4):
+        if state.arena.student_half:  # both networks read the images in it
+            views_VBCHW = views_VBCHW.to(state.amp_dtype)
+        teacher, student = state.fork([teach, lambda: state.student_forward(views_VBCHW)])
+    assert student is not None
+    return student, teacher
 
 
 def _update(state: TrainState, metrics: StepMetrics, moment: Moment) -> None:
     """SGD, then the mean teachers (PCL eq. 4); neither, once anything was not finite."""
     watched = torch.cat([metrics.terms, metrics.gradient_norm[None]])
     stop = state.guard.watch(watched, moment.step)
-    state.optimizer.found_inf = stop  # pyright: ignore[reportAttributeAccessIssue]  # read by the fused SGD
-    for group in state.optimizer.param_groups:
-        group["lr"] = moment.lr
-    state.optimizer.step()
+    lr, phi = (_on_device(value, stop) for value in (moment.lr, moment.ema_coefficient))
+    state.arena.update(lr, phi, stop)
     if state.mean_teacher is not None:
-        phi = torch.full_like(stop, moment.ema_coefficient, dtype=torch.float64)
-        state.mean_teacher.update(state.network, torch.where(stop > 0, 1.0, phi))
+        state.mean_teacher.follow_statistics(state.network, torch.where(stop > 0, 1.0, phi))
 
 
-@torch.no_grad()
-def _correct(outputs: PeerOutputs, labels_B: Tensor) -> Tensor:
-    answers = outputs.logits_VBC.argmax(-1)
-    if outputs.ensemble_logits_BC is not None:
-        answers = torch.cat([answers, outputs.ensemble_logits_BC.argmax(-1)[None]])
-    return (answers == labels_B).sum(-1)
+def _on_device(value: float | Tensor, beside: Tensor) -> Tensor:
+    """A float64 scalar where `beside` is."""
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=torch.float64, device=beside.device)

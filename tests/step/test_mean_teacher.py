@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.zoo import find_backbone
+from pcl_fast.step.arena import Arena
 from pcl_fast.step.mean_teacher import MeanTeacher
 from tests.step.tiny import CLASSES, SIZE, buffers, equal, parameters
 
@@ -30,13 +32,22 @@ def phi(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+def follow(student: PeerNetwork, teacher: MeanTeacher, phi: torch.Tensor) -> None:
+    """What a step does about its mean teacher, with a learning rate of nought."""
+    averages = parameters(teacher.network)
+    arena = Arena(student, teacher.network, SgdRule(momentum=0.9, weight_decay=5e-4, nesterov=True))
+    assert equal(parameters(teacher.network), averages)
+    arena.update(torch.zeros_like(phi), phi, stop=torch.zeros(()))
+    teacher.follow_statistics(student, phi)
+
+
 @pytest.mark.parametrize("ema_bn", ["own", "copy", "ema"])
 def test_nought_copies_the_student_and_one_changes_nothing(ema_bn: Any) -> None:
     student = make_student()
     teacher = MeanTeacher(student, ema_bn)
     scatter(teacher.network)
     before, statistics = parameters(teacher.network), buffers(teacher.network)
-    teacher.update(student, phi(1.0))
+    follow(student, teacher, phi(1.0))
     assert equal(parameters(teacher.network), before)
     expected = {"own": statistics, "copy": buffers(student), "ema": statistics}[ema_bn]
     found = buffers(teacher.network)
@@ -44,7 +55,7 @@ def test_nought_copies_the_student_and_one_changes_nothing(ema_bn: Any) -> None:
     if ema_bn == "ema":  # counts are not averaged but copied
         expected = expected | {name: buffers(student)[name] for name in counts}
     assert equal(found, expected)
-    teacher.update(student, phi(0.0))
+    follow(student, teacher, phi(0.0))
     assert equal(parameters(teacher.network), parameters(student))
     assert equal(buffers(teacher.network), statistics if ema_bn == "own" else buffers(student))
 
@@ -53,8 +64,8 @@ def test_an_average_of_equal_weights_stays_where_it_is() -> None:
     """phi and 1 - phi must sum to one in float32, or weights would shrink or grow by themselves."""
     student = make_student()
     teacher = MeanTeacher(student, "own")
-    for _ in range(300):
-        teacher.update(student, phi(0.999))
+    for _ in range(100):
+        follow(student, teacher, phi(0.999))
     for name, value in parameters(student).items():
         torch.testing.assert_close(teacher.network.get_parameter(name), value, rtol=1e-5, atol=1e-7)
 

@@ -21,9 +21,7 @@ def everything(state: TrainState) -> dict[str, Tensor]:
     assert state.mean_teacher is not None
     copies = parameters(state.network)
     copies |= {f"mean {name}": value for name, value in parameters(state.mean_teacher.network).items()}
-    for name, parameter in state.network.named_parameters():
-        copies[f"momentum {name}"] = state.optimizer.state[parameter]["momentum_buffer"].clone()
-    return copies
+    return copies | {f"momentum {name}": value.clone() for name, value in state.arena.momentum.items()}
 
 
 def change_logits(state: TrainState, change: Change) -> None:

@@ -1,0 +1,84 @@
+"""Several runs in one process, a step of each side by side."""
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
+
+from pcl_fast.errors import PclError, Preempted
+from pcl_fast.signals import StopSignal
+from pcl_fast.step.capture import CapturedCalls, PlainCalls
+
+
+class Run(Protocol):
+    """A run that leaves its device's part to be called by others."""
+
+    stop: StopSignal
+    steps_done: int
+
+    @property
+    def device_step(self) -> Callable[[], None]:
+        """The device's part of a step."""
+        ...
+
+    def steps(self) -> Generator[int]:
+        """The host's part: yields where `device_step` is due, with the number of images it takes."""
+        ...
+
+    def say(self, message: str) -> None:
+        """Tell whoever looks at this run."""
+        ...
+
+
+def run_together(runs: Sequence[Run], calls: PlainCalls | CapturedCalls) -> None:
+    """Make every run to its end; those that lag behind catch up first.
+
+    A run that fails ends alone, and its error is raised when all have ended. After a signal each saves and
+    ends, and Preempted is raised.
+    """
+    with StopSignal() as stop, contextlib.closing(calls):
+        lockstep = _Lockstep(runs, stop)
+        with contextlib.closing(lockstep):
+            while group := lockstep.next_group():
+                key = tuple((id(run), lockstep.sizes[run]) for run in group)
+                calls.run([run.device_step for run in group], key)
+                for run in group:
+                    lockstep.go_on(run)
+    if lockstep.errors:
+        stops = [error for error in lockstep.errors if isinstance(error, Preempted)]
+        raise (stops or lockstep.errors)[0]
+
+
+class _Lockstep:
+    """The runs that are not at their end, each waiting for a step of `sizes` images."""
+
+    def __init__(self, runs: Sequence[Run], stop: StopSignal) -> None:
+        self.sizes: dict[Run, int] = {}
+        self.errors: list[PclError] = []
+        self._parts: dict[Run, Generator[int]] = {}
+        self._several = len(runs) > 1
+        for run in runs:
+            run.stop = stop
+            self._parts[run] = run.steps()
+            self.go_on(run)
+
+    def next_group(self) -> list[Run]:
+        """Those that have done the fewest steps; none when all are at their end."""
+        least = min((run.steps_done for run in self._parts), default=0)
+        return [run for run in self._parts if run.steps_done == least]
+
+    def go_on(self, run: Run) -> None:
+        """Let a run do its host's part up to the next step, or to its end."""
+        try:
+            self.sizes[run] = next(self._parts[run])
+        except StopIteration:
+            del self._parts[run]
+        except PclError as error:
+            del self._parts[run]
+            self.errors.append(error)
+            if self._several and not isinstance(error, Preempted):
+                run.say(f"this run ends here, the others go on: {error}")
+
+    def close(self) -> None:
+        """End what runs hold that something else than themselves has stopped."""
+        for part in self._parts.values():
+            part.close()
