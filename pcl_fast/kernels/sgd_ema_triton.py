@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pcl_fast.kernels.sgd_ema import FlatBuffers, SgdRule
 
-# Four neighbouring weights a thread: one 16-byte access, the widest, of every float32 buffer and 8 bytes of a
-# bfloat16 one. With 32 registers a multiprocessor holds all its 2,048 threads, each with four such loads under
-# way: 128 KiB, several times what hides the latency of memory. Eight weights a thread give the compiler another
-# layout for stores than for loads: it then exchanges every buffer through shared memory, and takes 66 registers.
+# Four neighbouring weights a thread: one 16-byte access, the widest, of every float32 buffer, and 8 bytes of
+# a bfloat16 one. With 32 registers a multiprocessor holds all its 2,048 threads, each with four such loads
+# under way: 128 KiB, several times what hides the latency of memory. Eight weights a thread give the compiler
+# one layout for loads and another for stores: it then takes every result through shared memory.
 WARPS = 8
 BLOCK = 4 * 32 * WARPS
 
