@@ -41,7 +41,7 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
             trunk_views=config.pcl.trunk_views,
         )
     if uses_kernels(config):
-        network.use_kernels()
+        network.use_kernels(torch.device(config.device))
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
 
@@ -92,13 +92,12 @@ def describe_kernels(config: Config) -> str:
     """Whose kernels a resolved configuration trains with."""
     if config.compile:
         return "torch.compile's"
-    return kernels.describe() if uses_kernels(config) else "torch's"
+    return kernels.describe(torch.device(config.device)) if uses_kernels(config) else "torch's"
 
 
 def uses_kernels(config: Config) -> bool:
-    """Whether a resolved configuration wants our kernels: they are the CPU's, and channels-last."""
-    fits = config.device == "cpu" and config.channels_last == "on"
-    return fits and config.kernels == "auto" and not config.compile
+    """Whether a resolved configuration wants our kernels in the network: they are channels-last."""
+    return config.channels_last == "on" and config.kernels == "auto" and not config.compile
 
 
 def _forward(network: PeerNetwork, half: dict[str, Tensor], compiled: bool, say: Say) -> Forward:

@@ -77,6 +77,8 @@ def prepare_backend(config: Config) -> None:
     device = torch.device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
+    else:
+        torch.cuda.set_device(device)  # where Triton launches
     torch.backends.cudnn.benchmark = not config.deterministic
     torch.backends.cudnn.benchmark_limit = 0  # choose among all algorithms, once
     if config.deterministic:

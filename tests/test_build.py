@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 
 from pcl_fast import kernels, native
 from pcl_fast.build import build_network, describe_kernels
@@ -32,7 +33,7 @@ def test_the_network_uses_the_kernels_that_are_announced(changes: dict[str, Any]
     norms = [layer for layer in network.modules() if isinstance(layer, ViewBatchNorm2d)]
     assert {layer.use_kernels for layer in norms} == {said is None}
     assert any(layer.conv is not None for layer in norms) == (said is None)
-    assert describe_kernels(config) == (said or kernels.describe())
+    assert describe_kernels(config) == (said or kernels.describe(torch.device("cpu")))
 
 
 def test_a_cache_folder_that_cannot_be_written_is_a_reason_not_an_error(tmp_path, monkeypatch) -> None:

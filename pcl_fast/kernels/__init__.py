@@ -1,11 +1,17 @@
 """Kernels of our own, each with its reference in plain torch."""
 
+import importlib.util
+
+import torch
+
 from pcl_fast import native
 from pcl_fast.kernels import norm_act, residual_blocks
 
 
-def describe() -> str:
-    """Whose kernels train on this machine's CPU, in one line, with the reason where they are not all ours."""
+def describe(device: torch.device) -> str:
+    """Whose kernels train on a device, in one line, with the reason where they are not all ours."""
+    if device.type != "cpu":
+        return "ours, in Triton" if importlib.util.find_spec("triton") else "torch's (triton is missing)"
     reasons = [native.why_unavailable(norm_act.SOURCE), residual_blocks.why_unavailable()]
     missing = [reason for reason in reasons if reason is not None]
     if len(missing) == len(reasons):

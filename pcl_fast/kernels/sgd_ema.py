@@ -92,10 +92,7 @@ def _has_triton() -> bool:
 def reference(buffers: FlatBuffers, rule: SgdRule, lr: Tensor, phi: Tensor, stop: Tensor) -> None:
     """The same in plain torch, which is also what a CPU runs: in place, without a temporary."""
     frozen = stop > 0
-    on_cpu = frozen.device.type == "cpu"
-    if on_cpu and frozen:  # on a CPU there is nobody to wait for
-        return
-    size = CACHED * torch.get_num_threads() if on_cpu else max(1, buffers.values.numel())
+    size = CACHED * torch.get_num_threads() if frozen.device.type == "cpu" else max(1, buffers.values.numel())
     for part in buffers.parts(size):
         advance(part, rule, lr, phi, frozen)
 

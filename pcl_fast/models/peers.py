@@ -102,12 +102,16 @@ class PeerNetwork(nn.Module):
             for views in range(1, self.num_peers + 1)
         )
 
-    def use_kernels(self) -> None:
-        """From now on, let kernels of ours compute what they know (on the CPU, in training)."""
+    def use_kernels(self, device: torch.device) -> None:
+        """From now on, let kernels of ours compute what they know, in training.
+
+        Norms with what follows them; on the CPU also the convolutions before them, and whole residual blocks.
+        """
         for part in self._parts():
             allow_kernels(part)
-            attach_convolutions(part)
-            chain_blocks(part)
+            if device.type == "cpu":
+                attach_convolutions(part)
+                chain_blocks(part)
 
     def _parts(self) -> list[fx.GraphModule]:
         return [self.trunk, *self.branches]  # pyright: ignore[reportReturnType]

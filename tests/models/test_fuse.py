@@ -172,7 +172,7 @@ def test_a_network_with_kernels_learns_what_it_learns_without(trunk_views) -> No
     plain = PeerNetwork(find_backbone("resnet8"), 10, trunk_views=trunk_views)
     plain = plain.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     fast, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
-    fast.use_kernels()
+    fast.use_kernels(torch.device("cpu"))
     assert fast.state_dict().keys() == plain.state_dict().keys()
     views_VBCHW = torch.randn(3, 16, 32, 32, 3).permute(0, 1, 4, 2, 3)
 
@@ -191,7 +191,7 @@ def test_a_network_with_kernels_learns_what_it_learns_without(trunk_views) -> No
 @pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
 def test_a_copy_has_its_own_convolutions() -> None:
     network = PeerNetwork(find_backbone("resnet8"), 10)
-    network.use_kernels()
+    network.use_kernels(torch.device("cpu"))
     twin = copy.deepcopy(network)
     for trunk in (network.trunk, twin.trunk):
         last = trunk.get_submodule("stage1.0.body.4")
