@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
 from pcl_fast.build import build_network
 from pcl_fast.config import TRAIN_IMAGES, Config
+from pcl_fast.models.network_operations import network_operations
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import make_objective
 from pcl_fast.schedules import milestone_epoch
@@ -17,8 +14,8 @@ from pcl_fast.schedules import milestone_epoch
 class RunFigures:
     """Derived numbers of a configuration. FLOPs count a multiplication and an addition as two.
 
-    `train_flops_per_image` is one step's share: forward and backward (twice the forward) of every view,
-    and the mean teachers' forward.
+    `train_flops_per_image` is one step's share: forward and backward (twice the forward, once for the first
+    layer, as an image wants no gradient) of every view, and the mean teachers' forward.
     """
 
     train_images: int
@@ -53,9 +50,9 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     batch = config.train.batch_size
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
-    plain = find_backbone(config.model, config.split).build(config.data.classes)
-    size = config.data.pixels
-    forward = forward_flops(network, torch.zeros(objective.num_views, 1, 3, size, size))
+    backbone = find_backbone(config.model, config.split)
+    plain = network_operations(backbone, config.data.classes, config.data.pixels)
+    teacher = objective.uses_mean_teacher
     return RunFigures(
         train_images=images,
         global_batch=batch,
@@ -65,23 +62,10 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
         lr_drop_epochs=tuple(
             milestone_epoch(share, config.train.epochs) for share in config.optim.milestones
         ),
-        trained_parameters=count_parameters(network),
-        deployed_parameters=count_parameters(plain),
-        deployed_flops_per_image=forward_flops(plain, torch.zeros(1, 3, size, size)),
-        train_flops_per_image=forward * (4 if objective.uses_mean_teacher else 3),
+        trained_parameters=sum(parameter.numel() for parameter in network.parameters()),
+        deployed_parameters=plain.parameters,
+        deployed_flops_per_image=plain.forward_flops,
+        train_flops_per_image=plain.step_flops(
+            objective.num_views, objective.num_peers, objective.has_ensemble, teacher
+        ),
     )
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Numbers that training adjusts."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-@torch.no_grad()
-def forward_flops(module: nn.Module, images: torch.Tensor) -> int:
-    """Floating-point operations of one forward in eval mode (convolutions and matrix products)."""
-    training = module.training
-    with FlopCounterMode(display=False) as counter:
-        module.eval()(images)
-    module.train(training)
-    return counter.get_total_flops()
