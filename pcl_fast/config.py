@@ -220,6 +220,8 @@ class Config:
     """Use deterministic kernels only (the CPU's always are)."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
+    seeds: tuple[int, ...] = ()
+    """Train a run for each of these seeds, as 0,1,2, side by side in one process; in the place of SEED."""
     run_dir: Path | None = None
     """Run folder; by default runs/PRESET-METHOD-seedN. Running the same command again resumes."""
     resume: bool = True
@@ -227,4 +229,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Validate."""
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "give 0 to 4294967295")
+        for flag, seeds in (("seed", (self.seed,)), ("seeds", self.seeds)):
+            for seed in seeds:
+                _require(0 <= seed < 2**32, flag, seed, "give 0 to 4294967295")
+        listed = ",".join(map(str, self.seeds))
+        _require(len(set(self.seeds)) == len(self.seeds), "seeds", listed, "give each seed once")

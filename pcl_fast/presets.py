@@ -35,14 +35,17 @@ class Preset:
 
     @property
     def is_comparison(self) -> bool:
-        """Whether it is more than one run."""
+        """Whether it is more than one run, whatever the flags."""
         return len(self.methods) * self.num_seeds > 1
 
     def runs(self, config: Config) -> list[Config]:
         """The runs, with `config` (this preset's, or as changed by flags) as their common settings."""
-        seeds = range(config.seed, config.seed + self.num_seeds)
+        seeds = config.seeds or range(config.seed, config.seed + self.num_seeds)
+        methods = self.methods if len(self.methods) > 1 else (config.method,)
         return [
-            dataclasses.replace(config, method=method, seed=seed) for seed in seeds for method in self.methods
+            dataclasses.replace(config, method=method, seed=seed, seeds=())
+            for seed in seeds
+            for method in methods
         ]
 
 

@@ -54,8 +54,7 @@ class Trainer:
         finite, with the last good checkpoint kept; DataError if the first batch of an epoch is not as agreed;
         PclError if the disk refuses a save that must be.
         """
-        calls = make_calls(self.config.capture, self.device, self.say, self.config.compile)
-        run_together([self], calls)
+        train_together([self])
         return self.accuracies
 
     def steps(self) -> Generator[int]:
@@ -230,3 +229,18 @@ class Trainer:
     def _last_checkpoint(self) -> str:
         paths = self.folder.checkpoints.paths()
         return f"The last checkpoint is {paths[-1]}" if paths else "There is no checkpoint yet"
+
+
+def train_together(trainers: Sequence[Trainer]) -> None:
+    """Train several runs on one device, a step of each side by side; they differ in nothing but their seed.
+
+    A run that fails ends alone. Raises what `Trainer.run` raises, when all have ended.
+    """
+    first = trainers[0]
+
+    def say(message: str) -> None:
+        for trainer in trainers:
+            trainer.say(message)
+
+    calls = make_calls(first.config.capture, first.device, say, first.config.compile)
+    run_together(trainers, calls)

@@ -28,7 +28,7 @@ def report_run(folder: RunFolder, console: Console) -> None:
 def report_comparison(chosen: Chosen, console: Console) -> None:
     """Print each method's results over all seeds, as they are, and plot them side by side.
 
-    Writes `comparison.json` and `curves.png` into the folder of the comparison.
+    Writes `comparison.json` and `curves.png` into the folder of them all.
     """
     finals: Finals = {}
     curves: dict[str, list[Record]] = {}
@@ -68,13 +68,16 @@ def comparison_table(summary: dict[str, Any], epochs: int) -> Table:
     """One row a result: mean and spread over the seeds, every seed, and the difference to vanilla."""
     table = Table(title=f"test top-1 (%) after the last of {epochs} epochs", title_justify="left")
     table.add_column("")
-    for column in ("mean", "std", "each seed", "over vanilla"):
+    vanilla = summary.get("vanilla")
+    for column in ("mean", "std", "each seed", *["over vanilla"] * (vanilla is not None)):
         table.add_column(column, justify="right")
     for name, result in summary.items():
-        gain = f"{result['mean'] - summary['vanilla']['mean']:+.2f}" if name != "vanilla" else ""
         spread = "one seed" if result["std"] is None else f"{result['std']:.2f}"
         seeds = "  ".join(f"{value:.2f}" for value in result["top1"])
-        table.add_row(name, f"{result['mean']:.2f}", spread, seeds, gain)
+        row = [name, f"{result['mean']:.2f}", spread, seeds]
+        if vanilla is not None:
+            row.append("" if result is vanilla else f"{result['mean'] - vanilla['mean']:+.2f}")
+        table.add_row(*row)
     return table
 
 

@@ -25,7 +25,7 @@ def main(words: Sequence[str]) -> None:
     for config, path in reversed(first_of_method.values()):
         console.print(figures_table(config, path, run_figures(config, count_train_images(config))))
     seeds = len(chosen.runs) // len(first_of_method)
-    if chosen.preset.is_comparison:
+    if len(chosen.runs) > 1:
         console.print(f"{len(chosen.runs)} runs: each method with {seeds} seed{'s' * (seeds > 1)}\n")
     console.print(settings_table(chosen.runs[0][0]))
 

@@ -21,11 +21,16 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A preset with the user's settings: its runs, resolved, and the folder of each."""
+    """A preset with the user's settings: its runs, resolved, and the folder of each.
+
+    `folder` is that of a run alone, or of what several have reached together; `side_by_side`, runs of a
+    method train at the same time.
+    """
 
     preset: Preset
     folder: Path
     runs: list[tuple[Config, Path]]
+    side_by_side: bool
 
 
 def choose(command: str, words: Sequence[str]) -> Chosen:
@@ -64,7 +69,19 @@ def _find(command: str, words: Sequence[str]) -> tuple[Preset, Sequence[str]]:
     if not words or words[0].startswith("-"):
         _print_presets(command)
         raise SystemExit(0 if words[:1] in (["-h"], ["--help"]) else ConfigError.exit_code)
-    return find_preset(words[0]), words[1:]
+    return find_preset(words[0]), _spread_seeds(words[1:])
+
+
+def _spread_seeds(words: Sequence[str]) -> list[str]:
+    """`--seeds 0,1,2` as the parser wants it: `--seeds 0 1 2`."""
+    spread: list[str] = []
+    for word in words:
+        flag, given, value = word.partition("=")
+        if flag == "--seeds" and given:
+            spread += [flag, *value.split(",")]
+        else:
+            spread += word.split(",") if spread[-1:] == ["--seeds"] else [word]
+    return spread
 
 
 def _prog(command: str, preset: Preset) -> str:
@@ -76,20 +93,27 @@ def _chosen(preset: Preset, config: Config) -> Chosen:
         raise ConfigError(
             f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}"
         )
+    resolved = fit_to_data(resolve(config))
     folder = config.run_dir or _default_folder(preset, config)
-    runs = [(run, _run_folder(preset, folder, run)) for run in preset.runs(fit_to_data(resolve(config)))]
-    return Chosen(preset, folder, runs)
+    runs = [(run, _run_folder(preset, folder, config, run)) for run in preset.runs(resolved)]
+    return Chosen(preset, folder, runs, side_by_side=len(config.seeds) > 1)
 
 
 def _default_folder(preset: Preset, config: Config) -> Path:
-    suffix = "" if preset.is_comparison else f"-seed{config.seed}"
+    seeds = "-".join(map(str, config.seeds))
+    suffix = "" if preset.is_comparison else f"-seeds-{seeds}" if seeds else f"-seed{config.seed}"
     if config.method != preset.config.method:
         suffix = f"-{config.method}{suffix}"
     return Path("runs") / f"{preset.name}{suffix}"
 
 
-def _run_folder(preset: Preset, folder: Path, run: Config) -> Path:
-    return folder / f"{run.method}-seed{run.seed}" if preset.is_comparison else folder
+def _run_folder(preset: Preset, folder: Path, config: Config, run: Config) -> Path:
+    """A seed of several has the folder that it would have alone, unless one is given for all of them."""
+    if preset.is_comparison:
+        return folder / f"{run.method}-seed{run.seed}"
+    if config.seeds and config.run_dir is None:
+        return _default_folder(preset, run)
+    return folder / f"seed{run.seed}" if config.seeds else folder
 
 
 def _print_presets(command: str) -> None:
