@@ -2,9 +2,9 @@
 
 Computed from the network itself (`models/network_operations.py`) for the peers' forward and backward on their
 views, the mean teachers' forward, the losses and the update, by the rules of `traffic.py`. A kernel takes
-max(FLOPs / peak, bytes / bandwidth, least time of a kernel); the floor is the sum. Caches are not in it: a
-tensor small enough to stay in one between two kernels (a few megabytes of a CIFAR network; the CPU's chains of
-residual blocks) is moved faster than memory moves it, and a step that lives on that may pass its floor.
+max(FLOPs / peak, bytes / bandwidth, least time of a kernel); the floor is the sum. Caches are not in it: what
+stays in one between two kernels (megabytes of a CIFAR network on a GPU, a chain of residual blocks on the
+CPU) is moved faster than memory moves it, and a step that lives on that may pass its floor.
 """
 
 from dataclasses import dataclass
