@@ -68,8 +68,8 @@ class Kernels:
     """One way to do it.
 
     `forward(x, residual, state, relu, views)` gives y, mean_VC and invstd_VC, and updates the running
-    statistics; `backward(grad_y, saved, masked)` the gradients, with `masked` also that behind the ReLU, which
-    is the residual's.
+    statistics; `backward(grad_y, saved, masked)` the gradients, with `masked` also that behind the ReLU: the
+    residual's.
     """
 
     forward: Callable[[Tensor, Tensor | None, NormState, bool, int], tuple[Tensor, Tensor, Tensor]]

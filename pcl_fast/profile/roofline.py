@@ -2,8 +2,9 @@
 
 Computed from the network itself (`models/network_operations.py`) for the peers' forward and backward on their
 views, the mean teachers' forward, the losses and the update, by the rules of `traffic.py`. A kernel takes
-max(FLOPs / peak, bytes / bandwidth, least time of a kernel); the floor is the sum. What the rules leave out
-(workspaces, a second read of what a cache has lost) makes a step slower, never faster.
+max(FLOPs / peak, bytes / bandwidth, least time of a kernel); the floor is the sum. Caches are not in it: what
+stays in one between two kernels (megabytes of a CIFAR network on a GPU, a chain of residual blocks on the
+CPU) is moved faster than memory moves it, and a step that lives on that may pass its floor.
 """
 
 from dataclasses import dataclass
@@ -159,7 +160,7 @@ class StepFloor:
         return self.flops / seconds / self.ceilings.flops
 
     def share(self, seconds: float) -> float:
-        """The share of the fused-byte floor in a step that takes so long; 1 is as fast as can be."""
+        """The share of the fused-byte floor in a step that takes so long; 1 is as fast as memory allows."""
         return self.seconds["fused"] / seconds
 
 

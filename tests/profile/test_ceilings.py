@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_what_is_measured_is_what_numpy_reaches_roughly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """numpy's products and copies are other code on the same machine, which may be busy: hence the factors."""
+    """numpy's products and copies are other code; the machine may be busy: hence the factors."""
     torch.set_num_threads(1)
     monkeypatch.setattr(ceilings, "PRODUCT_SIZES", {"cpu": (512,)})
     began = time.perf_counter()

@@ -62,7 +62,7 @@ def work_of(model: str, batch: int, peers: int = 3) -> StepWork:
 
 
 def without_dense_traffic(work: StepWork) -> StepWork:
-    """As the plan counts DenseNet: concatenations are free, and so is adding gradients of what is passed on."""
+    """As the plan counts DenseNet: concatenations are free, and so are sums of gradients."""
 
     def kept(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
         return tuple(each for each in operations if each.kind not in ("fork", "concatenation"))
