@@ -50,9 +50,16 @@ def test_what_was_given_is_kept() -> None:
         device="cpu",
         amp=AmpConfig(dtype="bfloat16"),
         channels_last="off",
+        capture="off",
         pcl=PclConfig(rampup_epochs=0.0, num_peers=5),
     )
     assert resolve(given) == given
+
+
+def test_a_cpu_has_no_graphs_to_capture() -> None:
+    assert resolve(Config(device="cpu")).capture == "off"
+    with pytest.raises(ConfigError, match=r"^--capture on: cpu has no CUDA graphs; give auto or off$"):
+        resolve(Config(device="cpu", capture="on"))
 
 
 @pytest.mark.skipif(not NO_GPU, reason="this machine has a GPU")

@@ -46,6 +46,7 @@ def test_every_free_setting_exists_and_may_change(folder: RunFolder) -> None:
         "run_dir": Path("x"),
         "resume": True,
         "device": "cpu",
+        "capture": "on",
         "data.root": Path("y"),
         "data.train": Path("t"),
         "data.val": Path("v"),
