@@ -2,6 +2,10 @@
 
 With p = softmax(z) and p^T = softmax(z / T), B samples and targets that are constants:
 d CE(z, y) / dz = (p - onehot(y)) / B and d T^2 KL(q || p^T) / dz = T (p^T - q) / B.
+
+In Triton all of it is two launches. Of C classes and m peers they read the (2 m + 1) C logits of a sample
+from memory once (what reads them again finds them in the cache) and write (m + 1) C gradients: for m = 3 and
+bfloat16, 22 bytes a class and sample.
 """
 
 import functools

@@ -123,11 +123,14 @@ def test_triton_is_plain_torch(size: int, rule: SgdRule) -> None:
 @pytest.mark.parametrize("update", [triton_update, reference], ids=["triton", "torch"])
 def test_halves_are_torchs_bfloat16_of_any_bits(update: Update) -> None:
     """Ties, subnormal and infinite numbers and what is none among them: averages pass where phi is 1."""
-    anything = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int32, device=DEVICE)
+    anything = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int32)
     special = torch.tensor([0, -0.0, float("inf"), float("-inf"), 3.4e38, -3.4e38, 1e-45, 1e-40])
-    bits = torch.cat([anything, (anything & ~0xFFFF) | 0x8000, special.to(DEVICE).view(torch.int32)])
+    ones = torch.tensor([-1, 2**31 - 1], dtype=torch.int32)  # no number; rounding up would reach another
+    bits = torch.cat([anything, (anything & ~0xFFFF) | 0x8000, special.view(torch.int32), ones])
     quiet = 0x400000  # what is not a number and has this bit off is an error to numpy
-    averages = torch.where(bits.view(torch.float32).isnan(), bits | quiet, bits).view(torch.float32)
+    averages = (
+        torch.where(bits.view(torch.float32).isnan(), bits | quiet, bits).view(torch.float32).to(DEVICE)
+    )
     buffers = replace(random_buffers(len(averages)), averages=averages)
     update(buffers, NESTEROV, scalar(0.1), scalar(1), GO)
     expected = averages.bfloat16()
@@ -146,6 +149,17 @@ def test_a_stop_leaves_everything_as_it_was(size: int, update: Update) -> None:
     assert_same_bits(buffers, before)
     update(buffers, NESTEROV, scalar(0.1), scalar(0.5), GO)
     assert not buffers.values.isfinite().any()
+
+
+@pytest.mark.parametrize("update", [triton_update, reference], ids=["triton", "torch"])
+def test_a_stop_leaves_also_what_could_not_be_computed(update: Update) -> None:
+    buffers = replace(
+        random_buffers(1025), half_values=torch.zeros(1025, dtype=torch.bfloat16, device=DEVICE)
+    )
+    buffers.values[3], buffers.momentum[5] = float("inf"), float("nan")
+    before = copy_of(buffers)
+    update(buffers, NESTEROV, scalar(0.1), scalar(0.5), HALT)
+    assert_same_bits(buffers, before)
 
 
 @pytest.mark.parametrize("update", [triton_update, reference, advance_unseen])
