@@ -91,18 +91,18 @@ def _has_triton() -> bool:
 
 @torch.no_grad()
 def reference(buffers: FlatBuffers, rule: SgdRule, lr: Tensor, phi: Tensor, stop: Tensor) -> None:
-    """The same in plain torch, which is also what a CPU runs: in place, without a temporary."""
-    frozen = stop > 0
-    size = CACHED * torch.get_num_threads() if frozen.device.type == "cpu" else max(1, buffers.values.numel())
-    for part in buffers.parts(size):
-        advance(part, rule, lr, phi, frozen)
+    """The same in plain torch, which is also what a CPU runs: in place, without a temporary.
 
-
-def advance(buffers: FlatBuffers, rule: SgdRule, lr: Tensor, phi: Tensor, frozen: Tensor) -> None:
-    """`reference` without a look at `frozen` [] by the host.
-
-    Frozen, SGD skips and phi is 1, which changes nothing as long as values and averages are finite.
+    No number is read by the host, not even on a CPU. When stopped, SGD skips, phi is 1 and the halves are
+    copied again, which changes nothing as long as values and averages are finite and the halves copies.
     """
+    frozen = stop > 0
+    size = CACHED * torch.get_num_threads() if stop.device.type == "cpu" else max(1, buffers.values.numel())
+    for part in buffers.parts(size):
+        _advance(part, rule, lr, phi, frozen)
+
+
+def _advance(buffers: FlatBuffers, rule: SgdRule, lr: Tensor, phi: Tensor, frozen: Tensor) -> None:
     values, averages = buffers.values, buffers.averages
     torch._fused_sgd_(  # pyright: ignore[reportPrivateUsage]  # what torch.optim.SGD(fused=True) runs
         [values],

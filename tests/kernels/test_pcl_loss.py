@@ -14,6 +14,7 @@ from pcl_fast.config import PclConfig
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.kernels.pcl_loss import LossRule, PclLoss, pcl_loss, reference, takes
 from pcl_fast.objectives.pcl import Pcl
+from pcl_fast.step.obstacles import find_obstacle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,6 +117,12 @@ def test_half_precision_logits_are_taken_as_they_are_and_lose_nothing_inside(dty
     assert found.terms.dtype == torch.float32
     assert torch.equal(found.grad_logits_VBC, whole.grad_logits_VBC.to(dtype))
     assert torch.equal(found.grad_ensemble_BC, whole.grad_ensemble_BC.to(dtype))
+
+
+def test_a_graph_can_hold_the_reference() -> None:
+    z, z_t, q, labels = random_batch(3, 4, 10)
+    weight = scalar(0.37)
+    assert find_obstacle(lambda: reference(z, z_t, q, labels, weight, BOTH)) is None
 
 
 SHAPES = [(1, 3, 2), (2, 1, 10), (3, 3, 100), (3, 1, 1003), (5, 1, 2500), (8, 2, 1000), (3, 2, 1)]

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pcl_fast.kernels import sgd_ema as module
-from pcl_fast.kernels.sgd_ema import CACHED, FlatBuffers, SgdRule, advance, reference, sgd_ema, takes
+from pcl_fast.kernels.sgd_ema import CACHED, FlatBuffers, SgdRule, reference, sgd_ema, takes
+from pcl_fast.step.obstacles import find_obstacle
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,11 +31,6 @@ def triton_update(*arguments) -> None:
     from pcl_fast.kernels.sgd_ema_triton import sgd_ema_triton
 
     sgd_ema_triton(*arguments)
-
-
-def advance_unseen(buffers, rule, lr, phi, stop) -> None:
-    """The reference as where the host must not look at `stop`."""
-    advance(buffers, rule, lr, phi, stop > 0)
 
 
 def scalar(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -139,7 +135,7 @@ def test_halves_are_torchs_bfloat16_of_any_bits(update: Update) -> None:
     assert 0 < expected.isnan().sum() < len(expected) / 8
 
 
-@pytest.mark.parametrize("update", [triton_update, reference, advance_unseen])
+@pytest.mark.parametrize("update", [triton_update, reference], ids=["triton", "torch"])
 @pytest.mark.parametrize("size", [1, 1025])
 def test_a_stop_leaves_everything_as_it_was(size: int, update: Update) -> None:
     buffers = random_buffers(size)
@@ -151,18 +147,17 @@ def test_a_stop_leaves_everything_as_it_was(size: int, update: Update) -> None:
     assert not buffers.values.isfinite().any()
 
 
-@pytest.mark.parametrize("update", [triton_update, reference], ids=["triton", "torch"])
-def test_a_stop_leaves_also_what_could_not_be_computed(update: Update) -> None:
+def test_triton_leaves_also_what_was_not_finite_or_no_copy() -> None:
     buffers = replace(
         random_buffers(1025), half_values=torch.zeros(1025, dtype=torch.bfloat16, device=DEVICE)
     )
     buffers.values[3], buffers.momentum[5] = float("inf"), float("nan")
     before = copy_of(buffers)
-    update(buffers, NESTEROV, scalar(0.1), scalar(0.5), HALT)
+    triton_update(buffers, NESTEROV, scalar(0.1), scalar(0.5), HALT)
     assert_same_bits(buffers, before)
 
 
-@pytest.mark.parametrize("update", [triton_update, reference, advance_unseen])
+@pytest.mark.parametrize("update", [triton_update, reference], ids=["triton", "torch"])
 def test_phi_0_copies_and_phi_1_changes_nothing(update: Update) -> None:
     buffers = random_buffers(1025)
     before = copy_of(buffers)
@@ -201,6 +196,12 @@ def test_cutting_a_cpus_work_into_parts_changes_no_bit(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "CACHED", 64)
     reference(cut, NESTEROV, scalar(0.1), scalar(0.5), GO)
     assert_same_bits(cut, whole)
+
+
+def test_a_graph_can_hold_the_reference() -> None:
+    buffers, lr, phi = random_buffers(1025), scalar(0.1), scalar(0.5)
+    assert find_obstacle(lambda: reference(buffers, NESTEROV, lr, phi, GO)) is None
+    assert find_obstacle(lambda: bool(phi > 0)) is not None
 
 
 def test_no_weights_are_no_trouble() -> None:
