@@ -2,6 +2,8 @@
 
 import ctypes
 import dataclasses
+import functools
+import importlib.util
 import os
 from typing import Literal
 
@@ -58,6 +60,12 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; give auto or cpu"
         )
     return device
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton, which kernels for CUDA are written in, is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def memory_format(channels_last: str) -> torch.memory_format:

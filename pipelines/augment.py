@@ -1,11 +1,9 @@
 """The views of a batch of decoded images, by whatever is fastest where they lie."""
 
-import functools
-import importlib.util
-
 import torch
 from torch import Tensor
 
+from pcl_fast.device import has_triton
 from pipelines import views_cpu
 from pipelines.boxes import IMAGENET_CROPS, Boxes, CropRule, draw_boxes
 from pipelines.normalisation import NORMALISATIONS, Normalisation
@@ -24,7 +22,7 @@ def random_boxes(
     rule: CropRule = IMAGENET_CROPS,
 ) -> Boxes[Tensor]:
     """What `boxes.draw_boxes` draws, on a CUDA device in one launch."""
-    if sizes_B2.is_cuda and _has_triton():
+    if sizes_B2.is_cuda and has_triton():
         from pipelines.boxes_triton import draw_boxes_triton
 
         return draw_boxes_triton(sizes_B2, sample_ids_B, num_views, seed, epoch, rule)
@@ -47,7 +45,7 @@ def make_views(
     """
     views, batch = boxes.flip_VB.shape
     made = spec.empty(views, batch, images_BHWC.device) if out is None else out
-    if images_BHWC.is_cuda and _has_triton():
+    if images_BHWC.is_cuda and has_triton():
         from pipelines.views_triton import make_views_triton
 
         make_views_triton(images_BHWC, boxes, spec, made, colours_VB5)
@@ -57,8 +55,3 @@ def make_views(
     else:
         made.copy_(reference_views(images_BHWC, boxes, spec, colours_VB5))
     return made
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -6,10 +6,8 @@ here) and in Triton for CUDA (norm_act_triton.py).
 """
 
 import ctypes
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pcl_fast import native
+from pcl_fast.device import has_triton
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 LANES = 16
@@ -117,12 +116,6 @@ def takes(x: Tensor, weight: Tensor | None, residual: Tensor | None) -> bool:
         return x.shape[1] % LANES == 0 and native.why_unavailable(SOURCE) is None
     # Triton launches on the current device only.
     return has_triton() and x.device.index == torch.cuda.current_device()
-
-
-@cache
-def has_triton() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def _fits(x: Tensor) -> bool:

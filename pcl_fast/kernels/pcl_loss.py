@@ -8,14 +8,14 @@ from memory once (what reads them again finds them in the cache) and write (m + 
 bfloat16, 22 bytes a class and sample.
 """
 
-import functools
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pcl_fast.device import has_triton
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -81,12 +81,7 @@ def pcl_loss(
 def takes(logits_VBC: Tensor, ensemble_BC: Tensor, teacher_VBC: Tensor | None) -> bool:
     """Whether the Triton kernel can be used: float32, bfloat16 or float16 on a CUDA device."""
     given = [tensor for tensor in (logits_VBC, ensemble_BC, teacher_VBC) if tensor is not None]
-    return all(tensor.is_cuda and tensor.dtype in FLOATS for tensor in given) and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return all(tensor.is_cuda and tensor.dtype in FLOATS for tensor in given) and has_triton()
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ gradient, momentum and average are read (16), value, momentum and average writte
 copies (4). Operation by operation it is about three times that.
 """
 
-import functools
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+
+from pcl_fast.device import has_triton
 
 # Weights whose buffers (1.3 MiB) stay in a core's second cache; whole vectors of any processor.
 CACHED = 1 << 16
@@ -81,12 +81,7 @@ def sgd_ema(buffers: FlatBuffers, rule: SgdRule, lr: Tensor, phi: Tensor, stop: 
 
 def takes(values: Tensor) -> bool:
     """Whether the Triton kernel can be used: float32 on a CUDA device."""
-    return values.is_cuda and values.dtype == torch.float32 and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return values.is_cuda and values.dtype == torch.float32 and has_triton()
 
 
 @torch.no_grad()

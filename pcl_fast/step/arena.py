@@ -66,18 +66,17 @@ class Arena:
 
         They replace those of the step before; a weight that no root depends on gets zero.
         """
-        found: Sequence[Tensor | None] = list(
-            torch.autograd.grad(roots, self._leaves, seeds, allow_unused=True)
-        )
-        places: list[Tensor] = []
-        gradients: list[Tensor] = []
+        found = torch.autograd.grad(roots, self._leaves, seeds, allow_unused=True)
+        alike: dict[tuple[torch.dtype, bool], list[tuple[Tensor, Tensor]]] = {}
         for place, gradient in zip(self._gradients.values(), found, strict=True):
-            if gradient is None:
+            if gradient is None:  # pyright: ignore[reportUnnecessaryComparison]  # a weight that is not used
                 place.zero_()
             else:
-                places.append(place)
-                gradients.append(gradient)
-        torch._foreach_copy_(places, gradients)  # pyright: ignore[reportPrivateUsage]
+                fits, laid_out = _in_layout(gradient, place)
+                alike.setdefault((gradient.dtype, fits), []).append((place, laid_out))
+        for pairs in alike.values():  # one launch copies many, if all are of a kind
+            places, gradients = zip(*pairs, strict=True)
+            torch._foreach_copy_(places, gradients)  # pyright: ignore[reportPrivateUsage]
 
     def gradient_norm(self) -> Tensor:
         """The norm of all gradients together, a scalar on the device."""
@@ -135,6 +134,17 @@ def _flat(places: Mapping[str, _Place], weights: Mapping[str, Tensor]) -> Tensor
     for name, place in places.items():
         flat.as_strided(*place).copy_(weights[name].detach())
     return flat
+
+
+def _in_layout(gradient: Tensor, place: Tensor) -> tuple[bool, Tensor]:
+    """Whether a gradient lies as its place does, which many are copied at once for; and it, with its strides.
+
+    Strides of dimensions of size 1 say nothing, and differ for kernels of one pixel.
+    """
+    sizes = zip(place.shape, gradient.stride(), place.stride(), strict=True)
+    if any(mine != wanted for size, mine, wanted in sizes if size > 1):
+        return False, gradient
+    return True, gradient.as_strided(place.shape, place.stride())
 
 
 def _cast_by_autocast(network: nn.Module) -> set[str]:
