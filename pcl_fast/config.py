@@ -173,14 +173,16 @@ class TrainConfig:
     """Evaluate after every EVAL_EVERY epochs, and after the last."""
     save_every: int = 1
     """Save a checkpoint after every SAVE_EVERY epochs, and after the last."""
+    save_seconds: float = 20.0
+    """But not so soon after the last one: with epochs of a second, writing would take a tenth of the time."""
     log_every: int = 50
     """Write the mean of every term to metrics.jsonl each LOG_EVERY steps."""
 
     def __post_init__(self) -> None:
         """Validate."""
         for spec in dataclasses.fields(self):
-            value = getattr(self, spec.name)
-            _require(value >= 1, f"train.{spec.name.replace('_', '-')}", value, "give at least 1")
+            value, least = getattr(self, spec.name), 0 if spec.name == "save_seconds" else 1
+            _require(value >= least, f"train.{spec.name.replace('_', '-')}", value, f"give at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)

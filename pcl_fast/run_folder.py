@@ -22,6 +22,7 @@ FREE_SETTINGS = frozenset(
         "data.workers",
         "train.log_every",
         "train.save_every",
+        "train.save_seconds",
         "train.eval_batch_size",
     }
 )

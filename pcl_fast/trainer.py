@@ -1,6 +1,7 @@
 """The training loop: resume, train, evaluate, record, save; everything a step must not do."""
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ class Trainer:
         self.steps_done = self.epochs_closed = self.records = 0
         self.accuracies: Accuracies = {}
         self.stop = StopSignal()
+        self._saved = time.monotonic()
 
     def run(self) -> Accuracies:
         """Train to the last epoch, and return what every head reached after it, by its name.
@@ -132,13 +134,17 @@ class Trainer:
         self._write(record | {"images_per_second": rate})
         self.epoch_means.reset()
         self.epochs_closed += 1
-        if last or (epoch + 1) % self.config.train.save_every == 0:
+        if last or self._save_is_due(epoch):
             try:
                 self._save()
             except OSError as error:
                 if last:
                     raise self._unsaved(error) from None
                 self.say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
+
+    def _save_is_due(self, epoch: int) -> bool:
+        train = self.config.train
+        return (epoch + 1) % train.save_every == 0 and time.monotonic() - self._saved >= train.save_seconds
 
     def _describe(self, running: RunningMeans, epoch: int) -> Record:
         moment = self.timetable.on_host(self.steps_done)
@@ -199,6 +205,7 @@ class Trainer:
         }
         content = {"progress": progress, "state": self.state.state_dict()}
         self.folder.checkpoints.save(content, self.steps_done)
+        self._saved = time.monotonic()
         about = {
             "model": self.config.model,
             "method": self.config.method,

@@ -83,7 +83,15 @@ def test_values_at_the_edge_are_taken() -> None:
     assert (most.num_peers, most.rampup_share, most.temperature) == (8, 1.0, 1e-3)
     optim = OptimConfig(momentum=0.0, nesterov=False, weight_decay=0.0, milestones=())
     assert (optim.momentum, optim.weight_decay, optim.milestones) == (0.0, 0.0, ())
-    ones = {"epochs", "batch_size", "eval_batch_size", "eval_every", "save_every", "log_every"}
+    ones = {
+        "epochs",
+        "batch_size",
+        "eval_batch_size",
+        "eval_every",
+        "save_every",
+        "save_seconds",
+        "log_every",
+    }
     assert set(dataclasses.asdict(TrainConfig(**dict.fromkeys(ones, 1))).values()) == {1}
     config = Config(seed=2**32 - 1, data=DataConfig(subset=1, workers=0))
     assert (config.seed, config.data.subset, config.data.workers) == (2**32 - 1, 1, 0)

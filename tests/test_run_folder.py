@@ -53,6 +53,7 @@ def test_every_free_setting_exists_and_may_change(folder: RunFolder) -> None:
         "data.workers": 3,
         "train.log_every": 7,
         "train.save_every": 7,
+        "train.save_seconds": 0.5,
         "train.eval_batch_size": 7,
     }
     assert changes.keys() == FREE_SETTINGS

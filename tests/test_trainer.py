@@ -106,6 +106,18 @@ def test_how_often_is_logged_changes_the_log_only(tmp_path: Path, log_every: int
     assert_bitwise_equal(one, other)
 
 
+def test_epochs_that_follow_soon_are_not_saved_but_the_last_is(tmp_path: Path) -> None:
+    saved: list[bool] = []
+
+    class Looking(Watcher):
+        def recorded(self, record: Record) -> None:
+            saved.append((tmp_path / "checkpoints").exists())
+
+    train(tmp_path, tiny_config(train={"epochs": 3, "save_seconds": 1000, "log_every": 100}), [Looking()])
+    assert saved == [False, False, False]
+    assert newest_checkpoint(tmp_path)["progress"]["epochs_closed"] == 3
+
+
 def test_evaluation_and_saving_come_as_configured_and_after_the_last_epoch(tmp_path: Path) -> None:
     saved: dict[int, list[str]] = {}
 

@@ -38,7 +38,9 @@ def tiny_config(**changes: Any) -> Config:
         model="resnet8",
         device="cpu",
         pcl=PclConfig(num_peers=2, ema_decay=0.7),
-        train=TrainConfig(epochs=EPOCHS, batch_size=BATCH, eval_batch_size=BATCH, log_every=3),
+        train=TrainConfig(
+            epochs=EPOCHS, batch_size=BATCH, eval_batch_size=BATCH, log_every=3, save_seconds=0
+        ),
         amp=AmpConfig(dtype="float32"),
     )
     for key, value in changes.items():

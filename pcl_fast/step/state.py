@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.contract import PeerOutputs
+from pcl_fast.errors import ConfigError
 from pcl_fast.guard import FiniteGuard
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import Objective
@@ -53,7 +54,12 @@ class TrainState:
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`. ConfigError if it is of a version that kept other things."""
+        if "momentum" not in saved:
+            raise ConfigError(
+                "the checkpoint is of another version of pcl_fast, which cannot go on here; "
+                "give another --run-dir, or --no-resume to begin anew"
+            )
         self.network.load_state_dict(saved["network"])
         if self.mean_teacher is not None:
             self.mean_teacher.network.load_state_dict(saved["mean_teacher"])
