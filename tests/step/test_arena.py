@@ -130,6 +130,32 @@ def test_roots_are_added_each_times_its_seed() -> None:
     torch.testing.assert_close(weight.weight.grad, seed.T @ x + 2 * weight.weight.detach())
 
 
+def test_gradients_arrive_in_any_layout() -> None:
+    """As its weight lies, otherwise, of one pixel, and one number for all."""
+    weights = nn.ParameterList(
+        [
+            torch.randn(4, 3, 2, 2).to(memory_format=LAST),
+            torch.randn(4, 3, 2, 2),
+            torch.randn(4, 3, 1, 1).to(memory_format=LAST),
+            torch.randn(4, 3, 1, 1),
+            torch.randn(4, 3).t(),
+            torch.randn(1, 5),
+            torch.randn(6),
+        ]
+    )
+    factors = [
+        torch.randn(weight.shape).to(memory_format=layout)
+        for weight, layout in zip(list(weights)[:4], (LAST, LAST, torch.contiguous_format, LAST), strict=True)
+    ]
+    factors += [torch.randn(3, 4), torch.randn(5, 1).t(), torch.ones(()).expand(6)]
+    arena = Arena(weights, None, RULE)
+    for scale in (1.0, 2.0):
+        products = [(weight * factor).sum() * scale for weight, factor in zip(weights, factors, strict=True)]
+        arena.differentiate([torch.stack(products).sum()], [None])
+        for weight, factor in zip(weights, factors, strict=True):
+            assert torch.equal(weight.grad, factor * scale)
+
+
 def test_a_weight_that_nothing_depends_on_decays_alone() -> None:
     """Its gradient is nought, also after a step in which it was not; torch's would leave it as it is."""
     layers = nn.ModuleDict({"used": nn.Linear(3, 2), "unused": nn.Linear(3, 2)}).double()
