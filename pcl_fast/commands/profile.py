@@ -24,7 +24,7 @@ from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import Config
 from pcl_fast.contract import ViewBatch, ended
 from pcl_fast.errors import ConfigError
-from pcl_fast.profile.baseline import BaselineStep
+from pcl_fast.profile.baseline import BaselineStep, baseline_config
 from pcl_fast.profile.timing import Timing, time_interleaved
 from pcl_fast.step.train_step import Moment, train_step
 
@@ -80,7 +80,7 @@ def time_steps(config: Config, options: ProfileOptions) -> dict[str, Timing]:
     state.network.train()
     with opened_data(config, state.objective.num_views) as data, ended(data.train.epoch(0)) as batches:
         batch = next(batches)
-    baseline = BaselineStep(config)
+    baseline = BaselineStep(baseline_config(config))
     plain_views = batch.views_VBCHW.float().contiguous()
     plain_batch = ViewBatch(plain_views, batch.labels_B, batch.sample_ids_B)
     steps: dict[str, Callable[[], object]] = {

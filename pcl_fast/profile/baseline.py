@@ -1,7 +1,8 @@
 """The straightforward implementation that speed is measured against: PCL as one would first write it.
 
 Eager float32, one view after the other, losses pair by pair, averages parameter by parameter. The same
-method to rounding; only how it is computed differs.
+method to rounding; only how it is computed differs. With `amp` also in autocast and channels-last, which
+most people try first.
 """
 
 import copy
@@ -14,25 +15,33 @@ from torch import Tensor
 from pcl_fast.build import build_network
 from pcl_fast.config import AmpConfig, Config
 from pcl_fast.contract import ViewBatch
+from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import make_objective
 from pcl_fast.step.train_step import Moment
 
 
+def baseline_config(config: Config, amp: bool = False) -> Config:
+    """How the straightforward implementation does what a resolved configuration wants."""
+    return dataclasses.replace(
+        config,
+        pcl=dataclasses.replace(config.pcl, trunk_views="loop"),
+        amp=AmpConfig(dtype="bfloat16" if amp else "float32"),
+        channels_last="on" if amp else "off",
+        kernels="off",
+        compile=False,
+        capture="off",
+    )
+
+
 class BaselineStep:
-    """A training step of `config`'s method; call it with a batch and a moment of the schedules."""
+    """A training step of a `baseline_config`; call it with a batch and a moment of the schedules."""
 
     def __init__(self, config: Config) -> None:
-        pcl = dataclasses.replace(config.pcl, trunk_views="loop")
-        self.config = dataclasses.replace(
-            config,
-            pcl=pcl,
-            amp=AmpConfig(dtype="float32"),
-            channels_last="off",
-            kernels="off",
-            compile=False,
-        )
-        self.network = build_network(self.config, make_objective(self.config)).to(config.device).train()
-        self.teacher = copy.deepcopy(self.network).requires_grad_(False)
+        self.config = config
+        objective = make_objective(self.config)
+        self.network = build_network(self.config, objective).to(config.device).train()
+        averages = objective.uses_mean_teacher
+        self.teacher = copy.deepcopy(self.network).requires_grad_(False) if averages else None
         optim = config.optim
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -50,27 +59,39 @@ class BaselineStep:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.config.method == "pcl":
-            self._average(float(moment.ema_coefficient))
+        if self.teacher is not None:
+            self._average(self.teacher, float(moment.ema_coefficient))
         return loss.detach()
 
     def _loss(self, batch: ViewBatch, weight: float) -> Tensor:
-        student = self.network(batch.views_VBCHW)
+        logits_VBC, ensemble_BC, teacher_VBC = self._forwards(batch.views_VBCHW)
+        pcl = self.config.pcl
         loss = torch.zeros((), device=batch.labels_B.device)
-        for z_BC in student.logits_VBC:
+        for z_BC in logits_VBC:
             loss = loss + F.cross_entropy(z_BC, batch.labels_B)
-        if self.config.method == "vanilla":
-            return loss
-        with torch.no_grad():
-            teacher_VBC = self.teacher(batch.views_VBCHW).logits_VBC
-        ensemble_BC = student.ensemble_logits_BC
-        loss = loss + F.cross_entropy(ensemble_BC, batch.labels_B)
-        for j, z_BC in enumerate(student.logits_VBC):
-            loss = loss + weight * self._distil(ensemble_BC.detach(), z_BC)
-            others = [q_BC for k, q_BC in enumerate(teacher_VBC) if k != j]
-            for q_BC in others:
-                loss = loss + weight * self._distil(q_BC, z_BC) / len(others)
+        if ensemble_BC is not None:
+            loss = loss + F.cross_entropy(ensemble_BC, batch.labels_B)
+        if ensemble_BC is not None and pcl.ensemble_teacher:
+            target_BC = ensemble_BC.detach() if pcl.detach_ensemble else ensemble_BC
+            for z_BC in logits_VBC:
+                loss = loss + weight * self._distil(target_BC, z_BC)
+        if teacher_VBC is not None and pcl.mean_teacher:
+            for j, z_BC in enumerate(logits_VBC):
+                others = [q_BC for k, q_BC in enumerate(teacher_VBC) if k != j]
+                for q_BC in others:
+                    loss = loss + weight * self._distil(q_BC, z_BC) / len(others)
         return loss
+
+    def _forwards(self, views_VBCHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Logits of the peers, of the ensemble and of the mean teachers, in float32."""
+        amp, teacher_VBC = self.config.amp.dtype == "bfloat16", None
+        with torch.autocast(views_VBCHW.device.type, torch.bfloat16, enabled=amp):
+            student = self.network(views_VBCHW)
+            if self.teacher is not None:
+                with torch.no_grad():
+                    teacher_VBC = self.teacher(views_VBCHW).logits_VBC.float()
+        ensemble_BC = student.ensemble_logits_BC
+        return student.logits_VBC.float(), None if ensemble_BC is None else ensemble_BC.float(), teacher_VBC
 
     def _distil(self, target_BC: Tensor, logits_BC: Tensor) -> Tensor:
         """T^2 KL(target^T || logits^T), averaged over the batch."""
@@ -80,6 +101,6 @@ class BaselineStep:
         return temperature**2 * F.kl_div(log_BC, target_BC, reduction="batchmean")
 
     @torch.no_grad()
-    def _average(self, phi: float) -> None:
-        for average, value in zip(self.teacher.parameters(), self.network.parameters(), strict=True):
+    def _average(self, teacher: PeerNetwork, phi: float) -> None:
+        for average, value in zip(teacher.parameters(), self.network.parameters(), strict=True):
             average.mul_(phi).add_(value, alpha=1 - phi)

@@ -38,12 +38,13 @@ class Arena:
             gradients=torch.zeros_like(values),
             momentum=torch.zeros_like(values),
             averages=averages,
-            half_values=None if half is None else values.to(half),
-            half_averages=None if half is None or averages is None else averages.to(half),
+            half_values=None if half is None else torch.empty_like(values, dtype=half),
+            half_averages=None if half is None or averages is None else torch.empty_like(values, dtype=half),
         )
         self._gradients = self._views(self.buffers.gradients)
         self.momentum: Mapping[str, Tensor] = self._views(self.buffers.momentum)
         self._move_in(network, teacher)
+        self.refresh_half()
         halved = _cast_by_autocast(network)
         self.student_half = self._half_views(self.buffers.half_values, halved, learns=True)
         self.teacher_half = self._half_views(self.buffers.half_averages, halved, learns=False)
