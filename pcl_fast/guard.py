@@ -1,9 +1,12 @@
 """Fail before the optimizer's step, not after: the device-side check for losses that are not finite."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pcl_fast.errors import DivergedError
+from pcl_fast.kernels.bookkeeping import Latch, watch
 
 
 class FiniteGuard:
@@ -15,24 +18,20 @@ class FiniteGuard:
 
     def __init__(self, names: tuple[str, ...], device: torch.device) -> None:
         self.names = names
-        self._bad = torch.zeros(len(names), dtype=torch.bool, device=device)
-        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        bad = torch.zeros(len(names), dtype=torch.bool, device=device)
+        self._latch = Latch(bad, torch.zeros((), dtype=torch.int64, device=device))
 
     @torch.no_grad()
-    def watch(self, values: Tensor, step: int | Tensor) -> Tensor:
-        """Look at `values` [names] of a step; a float32 scalar, 1 if this or an earlier one was bad."""
-        earlier = self._bad.any()
-        bad = torch.where(earlier, self._bad, ~torch.isfinite(values))
-        self._step.copy_(torch.where(earlier, self._step, step))
-        self._bad.copy_(bad)
-        return bad.any().float()
+    def watch(self, values: Sequence[Tensor], step: int | Tensor) -> Tensor:
+        """Look at a step's `values`, as many numbers as names; a float32 scalar, 1 if this or an earlier was bad."""
+        return watch(values, self._latch, step)
 
     def check(self) -> None:
         """Raise DivergedError naming the step and the values, if any was bad. Waits for the device."""
-        if not self._bad.any():
+        if not self._latch.bad.any():
             return
-        names = ", ".join(name for name, bad in zip(self.names, self._bad.tolist(), strict=True) if bad)
+        names = ", ".join(name for name, bad in zip(self.names, self._latch.bad.tolist(), strict=True) if bad)
         raise DivergedError(
-            f"step {int(self._step)}: not finite: {names}; the weights are those before this step. "
+            f"step {int(self._latch.step)}: not finite: {names}; the weights are those before this step. "
             "Try a lower --optim.lr, or --amp.dtype float32"
         )

@@ -20,12 +20,8 @@ class RunningMeans:
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
-        self._sums = torch.zeros(width, dtype=torch.float64, device=device)
+        self.sums = torch.zeros(width, dtype=torch.float64, device=device)
         self.reset()
-
-    def add(self, sums: Tensor) -> None:
-        """Add a step's values [width], each a sum over its samples: the device's part."""
-        self._sums += sums
 
     def count(self, samples: int) -> None:
         """Count a step's samples: the host's part."""
@@ -34,7 +30,7 @@ class RunningMeans:
 
     def means(self) -> list[float]:
         """The mean over samples of each value. Waits for the device."""
-        return (self._sums / max(self._samples, 1)).tolist()
+        return (self.sums / max(self._samples, 1)).tolist()
 
     def rate(self) -> float:
         """Samples a second since the last reset (or resume)."""
@@ -42,7 +38,7 @@ class RunningMeans:
 
     def reset(self) -> None:
         """Start anew."""
-        self._sums.zero_()
+        self.sums.zero_()
         self._samples = 0
         self.restart_clock()
 
@@ -53,12 +49,12 @@ class RunningMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """Sums and count."""
-        return {"sums": self._sums.cpu().clone(), "samples": self._samples}
+        return {"sums": self.sums.cpu().clone(), "samples": self._samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from saved sums."""
         self.reset()
-        self._sums.copy_(state["sums"])
+        self.sums.copy_(state["sums"])
         self._samples = state["samples"]
 
 

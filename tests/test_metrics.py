@@ -141,24 +141,24 @@ def test_evaluation_can_be_stopped_before_any_batch(logits_HNC: Tensor, labels_N
 
 def test_running_means_weigh_batches_by_their_size() -> None:
     means = RunningMeans(2, torch.device("cpu"))
-    means.add(torch.tensor([10.0, 1.0]))
+    means.sums.add_(torch.tensor([10.0, 1.0]))
     means.count(16)
-    means.add(torch.tensor([2.0, 7.0]))
+    means.sums.add_(torch.tensor([2.0, 7.0]))
     means.count(4)
     assert means.means() == [12 / 20, 8 / 20]
     means.reset()
     assert means.means() == [0.0, 0.0]
-    means.add(torch.tensor([3.0, 6.0]))
+    means.sums.add_(torch.tensor([3.0, 6.0]))
     means.count(3)
     assert means.means() == [1.0, 2.0]
 
 
 def test_running_means_are_sums_in_double_precision() -> None:
     means = RunningMeans(1, torch.device("cpu"))
-    means.add(torch.tensor([2.0**24]))
+    means.sums.add_(torch.tensor([2.0**24]))
     means.count(1)
     for _ in range(3):
-        means.add(torch.tensor([1.0]))  # would be lost in float32
+        means.sums.add_(torch.tensor([1.0]))  # would be lost in float32
         means.count(1)
     assert means.means() == [(2**24 + 3) / 4]
 
@@ -167,17 +167,17 @@ def test_saved_means_go_on_in_the_same_bits() -> None:
     values = torch.rand(10, 3)
     straight, first, second = (RunningMeans(3, torch.device("cpu")) for _ in range(3))
     for row in values:
-        straight.add(row)
+        straight.sums.add_(row)
         straight.count(7)
     for row in values[:4]:
-        first.add(row)
+        first.sums.add_(row)
         first.count(7)
     saved = first.state_dict()
-    first.add(values[0])
+    first.sums.add_(values[0])
     first.count(7)  # what is saved does not follow
     second.load_state_dict(saved)
     for row in values[4:]:
-        second.add(row)
+        second.sums.add_(row)
         second.count(7)
     assert second.means() == straight.means()
 
@@ -186,18 +186,18 @@ def test_the_rate_counts_what_this_process_did_since_the_last_reset(monkeypatch:
     now = 50.0
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now)
     means = RunningMeans(1, torch.device("cpu"))
-    means.add(torch.zeros(1))
+    means.sums.add_(torch.zeros(1))
     means.count(60)
     now += 3
     assert means.rate() == 20.0
     means.restart_clock()  # after an evaluation
-    means.add(torch.zeros(1))
+    means.sums.add_(torch.zeros(1))
     means.count(60)
     now += 2
     assert means.rate() == 30.0
     resumed = RunningMeans(1, torch.device("cpu"))
     resumed.load_state_dict(means.state_dict())
-    resumed.add(torch.zeros(1))
+    resumed.sums.add_(torch.zeros(1))
     resumed.count(8)
     now += 4
     assert resumed.rate() == 2.0

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pcl_fast.contract import ViewBatch
+from pcl_fast.kernels.bookkeeping import add_up
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.step.feed import Feed
 from pcl_fast.step.state import TrainState
 from pcl_fast.step.timetable import Timetable
-from pcl_fast.step.train_step import StepMetrics, train_step
+from pcl_fast.step.train_step import train_step
 
 
 @dataclass(slots=True)
@@ -35,16 +35,9 @@ class DeviceStep:
         self.steps_done += 1
         batch = self.feed.take()
         metrics = train_step(self.state, batch, self.timetable.on_device(self.steps_done))
-        sums = sums_of(metrics, batch)
-        for means in self.means:
-            means.add(sums)
+        means = metrics.terms, metrics.gradient_norm
+        add_up([running.sums for running in self.means], means, metrics.correct, len(batch.labels_B))
 
     def go_on_after(self, steps: int) -> None:
         """The next step is number `steps` + 1."""
         self.steps_done.fill_(steps)
-
-
-def sums_of(metrics: StepMetrics, batch: ViewBatch) -> Tensor:
-    """What a step measured, summed over its images: terms, gradient norm, right answers; float32."""
-    per_image = torch.cat([metrics.terms, metrics.gradient_norm[None]])
-    return torch.cat([per_image * len(batch.labels_B), metrics.correct.to(per_image.dtype)])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.config import Config
+from pcl_fast.kernels.bookkeeping import look_up
 from pcl_fast.schedules import ema_coefficient, learning_rate, rampup_weight
 from pcl_fast.step.train_step import Moment
 
@@ -29,8 +30,8 @@ class Timetable:
         risen = min(math.ceil(1 / (1 - pcl.ema_decay)) + 1, epochs * steps_per_epoch)
         self._by_epoch = rows
         self._by_step = [ema_coefficient(step, pcl.ema_decay) for step in range(1, risen + 1)]
-        self._lr_E, self._weight_E = torch.tensor(rows, dtype=torch.float64, device=device)
-        self._phi_G = torch.tensor(self._by_step, dtype=torch.float64, device=device)
+        self._epochs = torch.tensor(rows, dtype=torch.float64, device=device)
+        self._steps = torch.tensor(self._by_step, dtype=torch.float64, device=device)
 
     def on_host(self, step: int) -> Moment:
         """The schedules at a step, 1 for the first, as numbers."""
@@ -40,10 +41,5 @@ class Timetable:
 
     def on_device(self, step: Tensor) -> Moment:
         """The same at an int64 scalar on the device, as scalars there; nothing waits."""
-        epoch = (step - 1) // self.steps_per_epoch
-        return Moment(
-            step=step,
-            lr=self._lr_E.take(epoch),
-            distill_weight=self._weight_E.take(epoch),
-            ema_coefficient=self._phi_G.take(step.clamp(max=len(self._by_step)) - 1),
-        )
+        lr, weight, phi = look_up(step, self._epochs, self._steps, self.steps_per_epoch).unbind()
+        return Moment(step=step, lr=lr, distill_weight=weight, ema_coefficient=phi)

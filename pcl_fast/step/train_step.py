@@ -65,8 +65,7 @@ def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, Peer
 
 def _update(state: TrainState, metrics: StepMetrics, moment: Moment) -> None:
     """SGD, then the mean teachers (PCL eq. 4); neither, once anything was not finite."""
-    watched = torch.cat([metrics.terms, metrics.gradient_norm[None]])
-    stop = state.guard.watch(watched, moment.step)
+    stop = state.guard.watch([metrics.terms, metrics.gradient_norm], moment.step)
     lr, phi = (_on_device(value, stop) for value in (moment.lr, moment.ema_coefficient))
     state.arena.update(lr, phi, stop)
     if state.mean_teacher is not None:
