@@ -2,6 +2,8 @@
 //
 //   z[y, x, o] = sum_{ky, kx, i} in[s y + ky - 1, s x + kx - 1, i] * weight[o, ky, kx, i]
 //
+// Beside a convolution of stride 2 there may be one of kernel 1 and the same stride: a residual block's shortcut.
+//
 // Channels-last bfloat16 images; z is a multiple of 8 wide and of 2 high, the input s times that. 16, 32 or 64
 // channels out and in, or the 3 float32 channels of a picture. BatchNorm's sums are taken of z while it is in
 // registers.
@@ -13,27 +15,12 @@
 
 #include <immintrin.h>
 
-#include <memory>
-
-#include "norm.h"
+#include "conv_input.h"
 
 namespace {
 
 constexpr long TAPS = 9;
 constexpr int ROWS = 2, COLUMNS = 8;  // the pixels of a block
-constexpr long PARTS = 16;            // that the images of a view are divided into, whatever the number of threads
-
-using Buffer = std::unique_ptr<bfloat16[]>;  // not initialised
-
-struct Shape {
-    long images, height, width, ins, outs, stride;  // height and width of the input
-    long out_height() const { return height / stride; }
-    long out_width() const { return width / stride; }
-    long in_size() const { return height * width * ins; }  // of an image
-    long out_size() const { return out_height() * out_width() * outs; }
-    // Channels of the input in memory of ours: pairs need an even number.
-    long stored() const { return ins == 3 ? 4 : ins; }
-};
 
 inline __m512bh broadcast_pair(const bfloat16* p) {
     int pair;
@@ -42,55 +29,6 @@ inline __m512bh broadcast_pair(const bfloat16* p) {
 }
 
 inline __m512bh load_pairs(const bfloat16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-
-inline bfloat16 rounded(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    if (value != value) return bfloat16{(uint16_t)(bits >> 16 | 0x40)};
-    return bfloat16{(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
-}
-
-// What a convolution reads: images as they are. `row` writes the row that begins at value `at` as bfloat16.
-template <class T>
-struct Plain {
-    const T* values;
-    void row(bfloat16* out, long at, const Shape& s) const {
-        if constexpr (std::is_same_v<T, bfloat16>) {
-            std::memcpy((void*)out, values + at, s.width * s.ins * sizeof(bfloat16));
-        } else {
-            for (long x = 0; x < s.width; ++x)
-                for (long i = 0; i < s.stored(); ++i)
-                    out[x * s.stored() + i] = i < s.ins ? rounded(values[at + x * s.ins + i]) : bfloat16{0};
-        }
-    }
-};
-
-// Or relu(line(z)), made where it is read.
-struct Activated {
-    const bfloat16* values;
-    Line line;
-    void row(bfloat16* out, long at, const Shape& s) const {
-        for (long x = 0; x < s.width; ++x)
-            for (long c = 0; c < s.ins; c += LANES) {
-                const Floats value = line.at(load(values + at + x * s.ins + c), c);
-                store(out + x * s.ins + c, where_positive(value, value));
-            }
-    }
-};
-
-// One image with a border of zeros, [height + 2, width + 2, channels]: `fill(row, y)` writes the pixels of a row.
-template <class Fill>
-void pad(bfloat16* padded, long height, long width, long channels, Fill fill) {
-    const long row = (width + 2) * channels;
-    std::memset((void*)padded, 0, row * sizeof(bfloat16));
-    std::memset((void*)(padded + (height + 1) * row), 0, row * sizeof(bfloat16));
-    for (long y = 0; y < height; ++y) {
-        bfloat16* out = padded + (y + 1) * row;
-        std::memset((void*)out, 0, channels * sizeof(bfloat16));
-        fill(out + channels, y);
-        std::memset((void*)(out + row - channels), 0, channels * sizeof(bfloat16));
-    }
-}
 
 // out[i] = (left[i], right[i]), for 16 values.
 inline void interleave(const bfloat16* left, const bfloat16* right, bfloat16* out) {
@@ -103,8 +41,8 @@ inline void interleave(const bfloat16* left, const bfloat16* right, bfloat16* ou
 
 // Weights as the products want them: [out / 16, in / 2, tap, 16 out, 2 in]. `backward` swaps in and out and turns
 // the kernel by 180 degrees: the gradient of the input is a convolution of the gradient of the output.
-inline std::vector<bfloat16> pack(const float* weight, const Shape& s, bool backward) {
-    const long stored = s.stored(), row = TAPS * stored;  // of an output channel
+inline std::vector<bfloat16> pack(const float* weight, const Shape& s, bool backward, long taps = TAPS) {
+    const long stored = s.stored(), row = taps * stored;  // of an output channel
     std::vector<bfloat16> plain(s.outs * row), packed(s.outs * row);
     if (s.ins == stored)
         for (long i = 0; i < s.outs * row; i += LANES) store(&plain[i], load(weight + i));
@@ -117,9 +55,9 @@ inline std::vector<bfloat16> pack(const float* weight, const Shape& s, bool back
     bfloat16* next = packed.data();
     for (long group = 0; group < outs; group += LANES)
         for (long i = 0; i < ins; i += 2)
-            for (long tap = 0; tap < TAPS; ++tap, next += 2 * LANES)
+            for (long tap = 0; tap < taps; ++tap, next += 2 * LANES)
                 if (backward) {
-                    const bfloat16* from = &plain[i * row + (TAPS - 1 - tap) * stored + group];
+                    const bfloat16* from = &plain[i * row + (taps - 1 - tap) * stored + group];
                     interleave(from, from + row, next);
                 } else {
                     const bfloat16* from = &plain[group * row + tap * stored + i];
@@ -138,11 +76,13 @@ void with_channels(long channels, Run run) {
 }
 
 // What is done with the result of a convolution while it is in registers: `result` makes of it what is stored at
-// `at`, and `add` adds that, as it was rounded, to two sums for each channel.
+// `at`, and `add` adds that, as it was rounded, to two sums for each channel. `fetch` asks for what it will read at
+// `at` before the products, which hide the wait for memory.
 struct AsItIs {
     static constexpr bool SUMS = false;
     Floats result(Floats value, long, long) const { return value; }
     void add(Floats, long, long, Floats&, Floats&) const {}
+    void fetch(long) const {}
 };
 
 // The sums of z - pivot and of its square, for BatchNorm. The pivot is near the mean: the differences from it keep
@@ -156,30 +96,38 @@ struct SumsOfZ {
         a += difference;
         b += difference * difference;
     }
+    void fetch(long) const {}
 };
 
 // 16 output channels, from `channel` on, of ROWS x COLUMNS pixels, at value `at` of `out`. A pair of inputs is read
 // once for all sums it has a part in, up to nine; the nine weights of the pair stay in registers meanwhile.
-template <long INS, int STRIDE, class After>
+template <long INS, int STRIDE, int KERNEL, class After>
 inline void convolve_block(const bfloat16* padded, const bfloat16* weights, bfloat16* out, long at, long width,
                            long outs, long channel, const After& after, float* sums) {
+    for (int r = 0; r < ROWS; ++r)
+        for (int c = 0; c < COLUMNS; c += outs == LANES ? 2 : 1) {  // two pixels of 16 channels share a cache line
+            const long here = at + (r * width + c) * outs;
+            __builtin_prefetch(out + here, 1);
+            after.fetch(here);
+        }
     __m512 z[ROWS][COLUMNS];
     for (int r = 0; r < ROWS; ++r)
         for (int c = 0; c < COLUMNS; ++c) z[r][c] = _mm512_setzero_ps();
     const long row = (width * STRIDE + 2) * INS;
-    for (long i = 0; i < INS; i += 2, padded += 2, weights += TAPS * 2 * LANES) {
-        __m512bh w[3][3];
+    for (long i = 0; i < INS; i += 2, padded += 2, weights += KERNEL * KERNEL * 2 * LANES) {
+        __m512bh w[KERNEL][KERNEL];
 #pragma GCC unroll 9
-        for (int tap = 0; tap < TAPS; ++tap) w[tap / 3][tap % 3] = load_pairs(weights + tap * 2 * LANES);
+        for (int tap = 0; tap < KERNEL * KERNEL; ++tap)
+            w[tap / KERNEL][tap % KERNEL] = load_pairs(weights + tap * 2 * LANES);
 #pragma GCC unroll 5
-        for (int r = 0; r < STRIDE * (ROWS - 1) + 3; ++r)
+        for (int r = 0; r < STRIDE * (ROWS - 1) + KERNEL; ++r)
 #pragma GCC unroll 17
-            for (int c = 0; c < STRIDE * (COLUMNS - 1) + 3; ++c) {
+            for (int c = 0; c < STRIDE * (COLUMNS - 1) + KERNEL; ++c) {
                 const __m512bh pair = broadcast_pair(padded + r * row + c * INS);
 #pragma GCC unroll 3
-                for (int ky = 0; ky < 3; ++ky)
+                for (int ky = 0; ky < KERNEL; ++ky)
 #pragma GCC unroll 3
-                    for (int kx = 0; kx < 3; ++kx) {
+                    for (int kx = 0; kx < KERNEL; ++kx) {
                         const int y = (r - ky) / STRIDE, x = (c - kx) / STRIDE;
                         const bool whole = (r - ky) % STRIDE == 0 && (c - kx) % STRIDE == 0;
                         if (whole && r >= ky && y < ROWS && c >= kx && x < COLUMNS)
@@ -201,25 +149,29 @@ inline void convolve_block(const bfloat16* padded, const bfloat16* weights, bflo
 }
 
 // One padded image of `ins` channels to one of `outs`, `height` x `width`, at value `at` of `out`. `sums` [2, outs].
-template <int STRIDE, class After>
+template <int STRIDE, int KERNEL = 3, class After>
 void convolve_image(const bfloat16* padded, const bfloat16* packed, bfloat16* out, long at, long height, long width,
                     long ins, long outs, const After& after, float* sums) {
     with_channels(ins, [&](auto channels) {
         constexpr long INS = channels;
         const long row = (width * STRIDE + 2) * INS;
+        const bfloat16* corner = KERNEL == 1 ? padded + row + INS : padded;
         for (long y = 0; y < height; y += ROWS)
             for (long channel = 0; channel < outs; channel += LANES)
                 for (long x = 0; x < width; x += COLUMNS)
-                    convolve_block<INS, STRIDE>(padded + STRIDE * (y * row + x * INS), packed + channel * INS * TAPS,
-                                                out, at + (y * width + x) * outs + channel, width, outs, channel,
-                                                after, sums);
+                    convolve_block<INS, STRIDE, KERNEL>(corner + STRIDE * (y * row + x * INS),
+                                                        packed + channel * INS * KERNEL * KERNEL, out,
+                                                        at + (y * width + x) * outs + channel, width, outs, channel,
+                                                        after, sums);
     });
 }
 
 // The gradient of the input of a convolution of stride 2: 16 channels of 2 x 2 * CELLS pixels. `padded` is at the
-// gradient of z that lies over the first of them; `weights` are turned, as for stride 1.
+// gradient of z that lies over the first of them; `weights` are turned, as for stride 1. So of a convolution of
+// kernel 1 beside it, if `beside` is not null: the first pixel of each four has a part in that.
 template <long OUTS>
-inline void spread_block(const bfloat16* padded, const bfloat16* weights, bfloat16* grad_in, long width, long ins) {
+inline void spread_block(const bfloat16* padded, const bfloat16* weights, const bfloat16* beside,
+                         const bfloat16* beside_weights, bfloat16* grad_in, long width, long ins) {
     constexpr int CELLS = 4;
     // The tap that leads from z at `offset` 0 or 1 to an even or odd pixel; none to an even one from 1.
     constexpr int tap_of[2][2] = {{1, -1}, {2, 0}};
@@ -244,18 +196,28 @@ inline void spread_block(const bfloat16* padded, const bfloat16* weights, bfloat
                 }
             }
     }
+    for (long o = 0; beside && o < OUTS; o += 2, beside += 2, beside_weights += 2 * LANES) {
+        const __m512bh w = load_pairs(beside_weights);
+#pragma GCC unroll 4
+        for (int c = 0; c < CELLS; ++c)
+            sums[0][0][c] = _mm512_dpbf16_ps(sums[0][0][c], w, broadcast_pair(beside + c * OUTS));
+    }
     for (int i = 0; i < 4 * CELLS; ++i) {
         const int down = i / 2 % 2, right = i % 2, cell = i / 4;
         store(grad_in + (down * width + 2 * cell + right) * ins, (Floats)sums[down][right][cell]);
     }
 }
 
-// The gradient of the input, at value `at` of `grad_in`, from the padded gradient of z. `after`: with stride 1 only.
+// The gradient of the input, at value `at` of `grad_in`, from the padded gradient of z: stride 1.
 template <class After>
 void convolve_back(const bfloat16* padded, const bfloat16* packed, bfloat16* grad_in, long at, const Shape& s,
                    const After& after, float* sums) {
-    if (s.stride == 1)
-        return convolve_image<1>(padded, packed, grad_in, at, s.height, s.width, s.outs, s.ins, after, sums);
+    convolve_image<1>(padded, packed, grad_in, at, s.height, s.width, s.outs, s.ins, after, sums);
+}
+
+// The same: stride 2. `beside`: the gradient of the z of a convolution beside it, without a border; or null.
+inline void spread_back(const bfloat16* padded, const bfloat16* packed, const bfloat16* beside,
+                        const bfloat16* beside_packed, bfloat16* grad_in, const Shape& s) {
     with_channels(s.outs, [&](auto channels) {
         constexpr long OUTS = channels;
         for (long y = 0; y < s.out_height(); ++y)
@@ -263,33 +225,55 @@ void convolve_back(const bfloat16* padded, const bfloat16* packed, bfloat16* gra
                 for (long x = 0; x < s.out_width(); x += 4)
                     spread_block<OUTS>(padded + ((y + 1) * (s.out_width() + 2) + x + 1) * OUTS,
                                        packed + group * OUTS * TAPS,
-                                       grad_in + at + 2 * (y * s.width + x) * s.ins + group, s.width, s.ins);
+                                       beside ? beside + (y * s.out_width() + x) * OUTS : nullptr,
+                                       beside_packed + group * OUTS, grad_in + 2 * (y * s.width + x) * s.ins + group,
+                                       s.width, s.ins);
     });
 }
 
-// z of all images, and the sums of it that BatchNorm needs; its running mean will do for a pivot.
+// The same; and what `in` (or null) reads `size` values further on, the next image, is fetched meanwhile.
 template <class In>
-Sums convolve(const In& in, const std::vector<bfloat16>& packed, bfloat16* z, const float* pivot, const Shape& s,
-              int threads) {
+struct SumsWithNext : SumsOfZ {
+    const In* in;
+    long size;
+    SumsWithNext(const float* pivot, const In* in, long size) : SumsOfZ{pivot}, in(in), size(size) {}
+    void fetch(long at) const {
+        if (in) in->fetch(at + size);
+    }
+};
+
+// Where the z of a convolution goes, and the pivot of its sums: its BatchNorm's running mean will do.
+struct Pass {
+    const std::vector<bfloat16>& packed;
+    bfloat16* z;
+    const float* pivot;
+};
+
+// z of all images, and the sums of it that BatchNorm needs. `beside`: the same for a convolution of kernel 1.
+template <class In>
+Sums convolve(const In& in, const Pass& pass, const Shape& s, int threads, const Pass* beside = nullptr,
+              Sums* sums_beside = nullptr) {
     Sums sums(s.images, s.outs);
+    const SumsWithNext<In> after(pass.pivot, s.in_size() == s.out_size() ? &in : nullptr, s.in_size());
     const auto image = [&](bfloat16* padded, long n) {
         pad(padded, s.height, s.width, s.stored(),
             [&](bfloat16* out, long y) { in.row(out, n * s.in_size() + y * s.width * s.ins, s); });
-        const auto run = [&](auto stride) {
-            convolve_image<stride>(padded, packed.data(), z, n * s.out_size(), s.out_height(), s.out_width(),
-                                   s.stored(), s.outs, SumsOfZ{pivot}, sums.part(n));
+        const auto run = [&](auto stride, auto kernel, const Pass& to, const auto& after, float* sums) {
+            convolve_image<stride, kernel>(padded, to.packed.data(), to.z, n * s.out_size(), s.out_height(),
+                                           s.out_width(), s.stored(), s.outs, after, sums);
         };
-        if (s.stride == 1) run(std::integral_constant<int, 1>{});
-        if (s.stride == 2) run(std::integral_constant<int, 2>{});
+        const std::integral_constant<int, 1> one;
+        const std::integral_constant<int, 2> two;
+        const std::integral_constant<int, 3> three;
+        if (s.stride == 1) run(one, three, pass, after, sums.part(n));
+        if (s.stride == 2) run(two, three, pass, after, sums.part(n));
+        if (beside) run(two, one, *beside, SumsOfZ{beside->pivot}, sums_beside->part(n));
     };
 #pragma omp parallel num_threads(threads)
     {
-        const Buffer padded(new bfloat16[(s.height + 2) * (s.width + 2) * s.stored()]);
-#pragma omp for schedule(dynamic, 1)
-        for (long part = 0; part < PARTS; ++part) {
-            const long end = s.images * (part + 1) / PARTS;
-            for (long n = s.images * part / PARTS; n < end; ++n) image(padded.get(), n);
-        }
+        const Buffer padded = padded_image(s.height, s.width, s.stored());
+#pragma omp for schedule(dynamic, 4)
+        for (long n = 0; n < s.images; ++n) image(padded.get(), n);
     }
     return sums;
 }

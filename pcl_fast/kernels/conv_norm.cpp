@@ -21,7 +21,8 @@ void conv_norm_forward(const void* in, const float* weight, const bfloat16* resi
     for (long v = 0; v < views; ++v) {
         const std::vector<float> pivot(running_mean, running_mean + outs);
         bfloat16* z_of_view = z + v * out_size;
-        const auto run = [&](const auto& from) { return convolve(from, packed, z_of_view, pivot.data(), s, threads); };
+        const Pass pass{packed, z_of_view, pivot.data()};
+        const auto run = [&](const auto& from) { return convolve(from, pass, s, threads); };
         const Sums sums = ins == 3 ? run(Plain<float>{(const float*)in + v * in_size})
                                    : run(Plain<bfloat16>{(const bfloat16*)in + v * in_size});
         const Line line{mean + v * outs, invstd + v * outs, scale.data(), shift.data()};

@@ -59,6 +59,8 @@ def takes(x: Tensor, conv: ConvState, norm_weight: Tensor | None, residual: Tens
         return False
     if weight.dtype != torch.float32 or norm_weight is None or norm_weight.dtype != torch.float32:
         return False
+    if weight.shape[2:] != (3, 3):
+        return False
     last = torch.channels_last
     in_order = x.is_contiguous(memory_format=last) and weight.is_contiguous(memory_format=last)
     if residual is not None:

@@ -55,7 +55,7 @@ def attach_convolutions(part: fx.GraphModule) -> int:
 
     Only where nothing else sees the value in between, and both are called once. Names and results stay.
     """
-    calls = Counter(str(node.target) for node in part.graph.nodes if node.op == "call_module")
+    calls = _calls(part)
     attached = 0
     for node in list(part.graph.nodes):
         if not _is_norm(part, node, kwargs_too=True) or len((conv := node.args[0]).users) != 1:
@@ -75,24 +75,27 @@ def attach_convolutions(part: fx.GraphModule) -> int:
 def chain_blocks(part: fx.GraphModule) -> int:
     """Let the last norm of a chain of residual blocks run all of it (`ViewBatchNorm2d.blocks`); how many.
 
-    After `attach_convolutions`. A block is relu(norm2(conv2(relu(norm1(conv1(x))))) + x) of one shape, and
-    nothing else sees what is in between.
+    After `attach_convolutions`. A block is relu(norm2(conv2(relu(norm1(conv1(x))))) + x) of one shape; the
+    first one of a chain may halve the image and have a norm3(conv3(x)), of kernel 1, in the place of the x
+    that is added. Nothing else sees what is in between.
     """
     _bypass_identities(part)
-    chains: dict[fx.Node, list[tuple[fx.Node, fx.Node]]] = {}
-    for node in part.graph.nodes:
-        first = _first_of_block(part, node)
-        if first is None:
+    calls = _calls(part)
+    chains: dict[fx.Node, list[tuple[fx.Node, ...]]] = {}
+    for node in list(part.graph.nodes):
+        block = _plain_block(part, node) or _strided_block(part, node, calls)
+        if block is None:
             continue
-        x = node.kwargs["residual"]
-        before = chains.pop(x) if x in chains and set(x.users) == {first, node} else []
-        chains[node] = [*before, (first, node)]
+        x = block[0].args[0]
+        assert isinstance(x, fx.Node)
+        joins = len(block) == 2 and x in chains and set(x.users) == set(block)
+        chains[node] = [*(chains.pop(x) if joins else []), block]
     for last, chain in chains.items():
-        norms = tuple((_norm_of(part, first), _norm_of(part, second)) for first, second in chain)
-        _norm_of(part, last).blocks = norms
+        _norm_of(part, last).blocks = tuple(tuple(_norm_of(part, node) for node in block) for block in chain)
         last.args, last.kwargs = chain[0][0].args, {}
-        for old in reversed([node for block in chain for node in block if node is not last]):
-            part.graph.erase_node(old)
+        for old in reversed(part.graph.nodes):
+            if old is not last and any(old in block for block in chain):
+                part.graph.erase_node(old)
     part.graph.lint()
     part.recompile()
     return len(chains)
@@ -105,21 +108,62 @@ def _bypass_identities(part: fx.GraphModule) -> None:
             part.graph.erase_node(node)
 
 
+def _plain_block(part: fx.GraphModule, node: fx.Node) -> tuple[fx.Node, ...] | None:
+    """The calls of both norms of the residual block that ends at `node`, if one does."""
+    first = _first_of_block(part, node)
+    plain = first is not None and first.args[0] is node.kwargs["residual"] and _keeps_shape(part, first)
+    return (first, node) if first is not None and plain else None
+
+
+def _strided_block(part: fx.GraphModule, node: fx.Node, calls: Counter[str]) -> tuple[fx.Node, ...] | None:
+    """The same of one that halves the image, and its shortcut's, which takes its convolution over."""
+    first = _first_of_block(part, node)
+    norm = node.kwargs.get("residual")
+    if first is None or not isinstance(norm, fx.Node) or not _is_norm(part, norm):
+        return None
+    conv = norm.args[0]
+    if not isinstance(conv, fx.Node) or conv.op != "call_module" or conv.args != first.args:
+        return None
+    used_once = len(conv.users) == len(norm.users) == calls[str(conv.target)] == calls[str(norm.target)] == 1
+    if not used_once or not _are_side_by_side(_conv_of(part, first), part.get_submodule(str(conv.target))):
+        return None
+    _norm_of(part, norm).conv = (part.get_submodule(str(conv.target)),)  # pyright: ignore[reportAttributeAccessIssue]
+    norm.args = conv.args
+    part.graph.erase_node(conv)
+    return first, node, norm
+
+
+def _are_side_by_side(conv: nn.Conv2d, other: nn.Module) -> bool:
+    """Whether `other` makes of the same input as much as `conv`, which halves the image, but by kernel 1."""
+    if not isinstance(other, nn.Conv2d) or not _is_plain(other) or other.kernel_size != (1, 1):
+        return False
+    unpadded = other.padding in ((0, 0), "same", "valid")
+    return unpadded and other.stride == conv.stride == (2, 2) and other.out_channels == conv.out_channels
+
+
 def _first_of_block(part: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The first norm's call of the residual block that ends at `node`, if one does."""
+    """The first norm's call, where `node` is a second one's that adds and cuts off; nothing else sees it."""
     if not _keeps_shape(part, node) or set(node.kwargs) != {"residual", "relu"}:
         return None
     first = node.args[0]
-    if not isinstance(first, fx.Node) or not _keeps_shape(part, first) or set(first.kwargs) != {"relu"}:
+    if not isinstance(first, fx.Node) or not _is_norm(part, first, kwargs_too=True):
         return None
-    return first if first.args[0] is node.kwargs["residual"] and len(first.users) == 1 else None
+    attached = _norm_of(part, first).conv is not None and set(first.kwargs) == {"relu"}
+    return first if attached and len(first.users) == 1 else None
 
 
 def _keeps_shape(part: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a norm is called with a convolution of stride 1 and as many channels out as in."""
-    if not _is_norm(part, node, kwargs_too=True) or (attached := _norm_of(part, node).conv) is None:
+    if not _is_norm(part, node, kwargs_too=True) or _norm_of(part, node).conv is None:
         return False
-    return attached[0].stride == (1, 1) and attached[0].in_channels == attached[0].out_channels
+    conv = _conv_of(part, node)
+    return conv.stride == (1, 1) and conv.in_channels == conv.out_channels
+
+
+def _conv_of(part: fx.GraphModule, node: fx.Node) -> nn.Conv2d:
+    attached = _norm_of(part, node).conv
+    assert attached is not None
+    return attached[0]
 
 
 def _norm_of(part: fx.GraphModule, node: fx.Node) -> ViewBatchNorm2d:
@@ -128,11 +172,18 @@ def _norm_of(part: fx.GraphModule, node: fx.Node) -> ViewBatchNorm2d:
     return norm
 
 
+def _calls(part: fx.GraphModule) -> Counter[str]:
+    return Counter(str(node.target) for node in part.graph.nodes if node.op == "call_module")
+
+
 def _kernel_knows(conv: nn.Conv2d) -> bool:
     shape = (conv.kernel_size, conv.dilation) == ((3, 3), (1, 1)) and conv.stride in ((1, 1), (2, 2))
-    plain = type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is None
     padded = conv.padding in ((1, 1), "same") and conv.padding_mode == "zeros"
-    return shape and plain and padded and conv_norm.fits(conv.in_channels, conv.out_channels)
+    return shape and _is_plain(conv) and padded and conv_norm.fits(conv.in_channels, conv.out_channels)
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    return type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is None
 
 
 def _norm_behind(part: fx.GraphModule, inner: fx.Node) -> tuple[fx.Node, dict[str, Any]] | None:

@@ -30,10 +30,10 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     Its state dict is the same. `use_kernels` permits our kernels; without them, with one view, and in eval
     mode, it is nn.BatchNorm2d to the bit. `conv` is a convolution to do first, for the kernel that does both;
     it stays a module of its own elsewhere (`fuse.attach_convolutions`). `blocks` is a chain of residual
-    blocks that ends here, each given by its two norms: a call without a residual runs all of it
-    (`fuse.chain_blocks`). `calls` is how often a forward of the network calls it; unless it `counts`, batches
-    are counted elsewhere (`PeerNetwork.count_together`). Raises ConfigError where a view
-    holds a single value a channel, which has no variance.
+    blocks that ends here, each given by its two norms, and its shortcut's if it has one: a call without a
+    residual runs all of it (`fuse.chain_blocks`). `calls` is how often a forward of the network calls it;
+    unless it `counts`, batches are counted elsewhere (`PeerNetwork.count_together`). Raises ConfigError where
+    a view holds a single value a channel, which has no variance.
     """
 
     num_views: int = 1
@@ -41,7 +41,7 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     counts: bool = True
     use_kernels: bool = False
     conv: tuple[nn.Conv2d] | None = None  # in a tuple, so as not to be a submodule here, too
-    blocks: tuple[tuple["ViewBatchNorm2d", "ViewBatchNorm2d"], ...] = ()
+    blocks: tuple[tuple["ViewBatchNorm2d", ...], ...] = ()
 
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
@@ -78,14 +78,15 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
             all(norm._may_use_kernels() and norm.num_views == self.num_views for norm in norms)
             and _autocasts()
         ):
-            layers = [(norm._conv_state(), norm._state()) for norm in norms]
-            chain = [ResidualBlock(*layers[i], *layers[i + 1]) for i in range(0, len(layers), 2)]
+            layers = [[(norm._conv_state(), norm._state()) for norm in block] for block in self.blocks]
+            chain = [ResidualBlock(*first, *second, *more) for first, second, *more in layers]
             if takes_blocks(x, chain):
                 for norm in norms:
                     norm._count_views(x.numel() // x.shape[1])
                 return residual_blocks(x, chain, self.num_views)
-        for first, second in self.blocks:
-            x = second(first(x, relu=True), x, relu=True)
+        for first, second, *shortcut in self.blocks:
+            residual = shortcut[0](x) if shortcut else x
+            x = second(first(x, relu=True), residual, relu=True)
         return x
 
     def _may_use_kernels(self) -> bool:

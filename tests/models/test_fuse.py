@@ -1,6 +1,7 @@
 """Fused graphs compute what the plain ones do, and only what can be fused is."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -108,16 +109,24 @@ def test_a_layer_called_twice_keeps_its_convolution() -> None:
 class PlainBlock(nn.Module):
     """A residual block of one shape, or of another where it is given a stride or other channels."""
 
-    def __init__(self, ins: int = 16, outs: int = 16, stride: int = 1) -> None:
+    def __init__(
+        self, ins: int = 16, outs: int = 16, stride: int = 1, shortcut: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs)
         self.conv2, self.norm2 = nn.Conv2d(outs, outs, 3, padding=1, bias=False), nn.BatchNorm2d(outs)
-        changes = (ins, stride) != (outs, 1)
-        self.shortcut = nn.Conv2d(ins, outs, 1, stride, bias=False) if changes else nn.Identity()
+        self.shortcut = shortcut or nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
+
+
+def halving(*layers: nn.Module, kernel: int = 1, **options: Any) -> PlainBlock:
+    """A block that halves the image, whose shortcut is a convolution and then `layers`."""
+    options.setdefault("bias", False)
+    conv = nn.Conv2d(16, 32, kernel, 2, **options)
+    return PlainBlock(16, 32, 2, nn.Sequential(conv, *layers))
 
 
 def chains_of(network: nn.Module) -> tuple[fx.GraphModule, list[int]]:
@@ -133,12 +142,7 @@ def chains_of(network: nn.Module) -> tuple[fx.GraphModule, list[int]]:
     return part, lengths
 
 
-def test_blocks_that_keep_their_shape_are_chained_and_compute_the_same() -> None:
-    plain = nn.Sequential(
-        PlainBlock(), PlainBlock(), PlainBlock(16, 32, 2), PlainBlock(32, 32), PlainBlock(32, 32)
-    )
-    part, lengths = chains_of(copy.deepcopy(plain))
-    assert lengths == [2, 2]
+def check_it_computes_the_same(part: fx.GraphModule, plain: nn.Module) -> None:
     assert list(part.state_dict()) == list(plain.state_dict())
     plain.double()
     x = torch.randn(3, 16, 8, 16, dtype=torch.float64, requires_grad=True)
@@ -147,6 +151,34 @@ def test_blocks_that_keep_their_shape_are_chained_and_compute_the_same() -> None
         part.train(mode)
         assert torch.equal(part(x), plain(x))
     assert all(torch.equal(a, b) for a, b in zip(part.buffers(), plain.buffers(), strict=True))
+
+
+def test_blocks_are_chained_and_compute_the_same() -> None:
+    plain = nn.Sequential(
+        PlainBlock(), PlainBlock(), halving(nn.BatchNorm2d(32)), PlainBlock(32, 32), PlainBlock(32, 32)
+    )
+    part, lengths = chains_of(copy.deepcopy(plain))
+    assert lengths == [2, 3]
+    assert sum(node.op == "call_module" for node in part.graph.nodes) == 2
+    check_it_computes_the_same(part, plain)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        halving(),
+        halving(nn.BatchNorm2d(32), nn.BatchNorm2d(32)),
+        halving(nn.BatchNorm2d(32), bias=True),
+        halving(nn.BatchNorm2d(32), groups=2),
+        halving(nn.BatchNorm2d(32), kernel=3, padding=1),
+    ],
+    ids=["no norm", "two norms", "bias", "groups", "kernel 3"],
+)
+def test_other_blocks_that_halve_the_image_are_in_no_chain(block: PlainBlock) -> None:
+    plain = nn.Sequential(PlainBlock(), block, PlainBlock(32, 32), PlainBlock(32, 32))
+    part, lengths = chains_of(copy.deepcopy(plain))
+    assert lengths == [1, 2]
+    check_it_computes_the_same(part, plain)
 
 
 class Peeping(nn.Module):
@@ -164,6 +196,25 @@ class Peeping(nn.Module):
 def test_a_chain_ends_where_something_else_looks_on() -> None:
     assert chains_of(Peeping())[1] == [1, 1]
     assert chains_of(Block())[1] == [1], "the third convolution belongs to no block of two"
+
+
+class Reused(nn.Module):
+    """Two blocks with one shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = halving(nn.BatchNorm2d(32))
+        self.second = PlainBlock(16, 32, 2, self.first.shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x) + self.second(x)
+
+
+def test_a_shortcut_used_twice_stays_where_it_is() -> None:
+    plain = Reused()
+    part, lengths = chains_of(copy.deepcopy(plain))
+    assert lengths == []
+    assert torch.equal(part(x := torch.randn(2, 16, 4, 8, dtype=torch.float64)), plain.double()(x))
 
 
 @pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
@@ -197,6 +248,12 @@ def test_a_copy_has_its_own_convolutions() -> None:
         last = trunk.get_submodule("stage1.0.body.4")
         assert isinstance(last, ViewBatchNorm2d)
         assert last.blocks == ((trunk.get_submodule("stage1.0.body.1"), last),)
+        shortcut = trunk.get_submodule("stage2.0.shortcut.1")
+        assert isinstance(shortcut, ViewBatchNorm2d)
+        assert shortcut.conv == (trunk.get_submodule("stage2.0.shortcut.0"),)
+        halves = trunk.get_submodule("stage2.0.body.4")
+        assert isinstance(halves, ViewBatchNorm2d)
+        assert halves.blocks == ((trunk.get_submodule("stage2.0.body.1"), halves, shortcut),)
     mine, its = (n.trunk.get_submodule("stem.1").conv[0] for n in (network, twin))  # pyright: ignore
     assert its is twin.trunk.get_submodule("stem.0")
     assert mine is network.trunk.get_submodule("stem.0")
