@@ -66,7 +66,7 @@ def add_up(sums: Sequence[Tensor], means: Sequence[Tensor], counts: Tensor, samp
     added = torch.cat([mean.flatten() for mean in means]) * samples
     added = torch.cat([added, counts.to(added.dtype)])
     for total in sums:
-        total += added
+        total.add_(added)
 
 
 def _takes(*tensors: Tensor) -> bool:

@@ -19,7 +19,7 @@ def look_up_triton(step: Tensor, by_epoch: Tensor, by_step: Tensor, steps_per_ep
     found = by_epoch.new_empty(rows + 1)
     _look_up[(1,)](
         step, by_epoch.contiguous(), by_step, found, steps_per_epoch, epochs, len(by_step),
-        ROWS=rows, BLOCK=triton.next_power_of_2(rows), num_warps=1,
+        ROWS=rows, BLOCK=triton.next_power_of_2(rows), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return found
 
@@ -30,7 +30,7 @@ def watch_triton(values: Sequence[Tensor], latch: Latch, step: Tensor) -> Tensor
     stop = torch.empty((), dtype=torch.float32, device=step.device)
     _watch[(1,)](
         first, second, first.numel(), first.numel() + _numel(second), latch.bad.view(torch.uint8), latch.step,
-        step, stop, BLOCK=triton.next_power_of_2(first.numel() + _numel(second)), num_warps=1,
+        step, stop, BLOCK=triton.next_power_of_2(first.numel() + _numel(second)), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return stop
 
@@ -41,7 +41,7 @@ def add_up_triton(sums: Sequence[Tensor], means: Sequence[Tensor], counts: Tenso
     last = first.numel() + _numel(second)
     _add_up[(1,)](
         one, other, first, second, counts, first.numel(), last, last + counts.numel(), samples,
-        BLOCK=triton.next_power_of_2(last + counts.numel()), num_warps=1,
+        BLOCK=triton.next_power_of_2(last + counts.numel()), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
 
 

@@ -97,11 +97,13 @@ def compiled(function, types, constants):
     names = function.arg_names
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     source = ASTSource(function, signature, {(names.index(n),): v for n, v in constants.items()})
-    triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
 
-compiled(own._look_up, {"step": "*i64", "by_epoch": "*fp64", "by_step": "*fp64", "found": "*fp64"}, {"ROWS": 2, "BLOCK": 2})
+tables = {"step": "*i64", "by_epoch": "*fp64", "by_step": "*fp64", "found": "*fp64"}
+compiled(own._look_up, tables, {"ROWS": 2, "BLOCK": 2})
 values = {"first": "*fp32", "second": "*fp32"}
-compiled(own._watch, values | {"bad": "*u8", "bad_step": "*i64", "step": "*i64", "stop": "*fp32"}, {"BLOCK": 16})
+latch = {"bad": "*u8", "bad_step": "*i64", "step": "*i64", "stop": "*fp32"}
+compiled(own._watch, values | latch, {"BLOCK": 16})
 compiled(own._add_up, values | {"one": "*fp64", "other": "*fp64", "counts": "*i64"}, {"BLOCK": 16})
 print("compiled")
 """
