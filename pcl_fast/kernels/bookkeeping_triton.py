@@ -1,6 +1,6 @@
 """The books of a step in Triton: one program each, as there are tens of numbers."""
 # Kernels take pointers, which have no types and are many.
-# pyright: basic, reportGeneralTypeIssues=false, reportCallIssue=false
+# pyright: basic, reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
 # ruff: noqa: PLR0913, PLR0917
 
 from collections.abc import Sequence
@@ -28,9 +28,10 @@ def watch_triton(values: Sequence[Tensor], latch: Latch, step: Tensor) -> Tensor
     """What `bookkeeping.watch` does, in one launch, of one or two tensors."""
     first, second = _two(values)
     stop = torch.empty((), dtype=torch.float32, device=step.device)
+    end = first.numel() + _numel(second)
     _watch[(1,)](
-        first, second, first.numel(), first.numel() + _numel(second), latch.bad.view(torch.uint8), latch.step,
-        step, stop, BLOCK=triton.next_power_of_2(first.numel() + _numel(second)), num_warps=1, enable_fp_fusion=True,
+        first, second, first.numel(), end, latch.bad.view(torch.uint8), latch.step, step, stop,
+        BLOCK=triton.next_power_of_2(end), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return stop
 
