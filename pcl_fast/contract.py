@@ -89,7 +89,7 @@ class DeviceLoader(TrainLoader, Protocol):
         ...
 
     def take(self) -> ViewBatch:
-        """The next batch of the epoch, that of `epoch()`, by device operations only."""
+        """The next batch of the epoch by device operations only: that of `epoch()`, perhaps in bfloat16."""
         ...
 
 

@@ -23,7 +23,7 @@ class FiniteGuard:
 
     @torch.no_grad()
     def watch(self, values: Sequence[Tensor], step: int | Tensor) -> Tensor:
-        """Look at a step's `values`, a number for each name: 1, a float32 scalar, from the first bad one on."""
+        """Look at a step's `values`, a number for each name; 1, float32 [], from the first bad one on."""
         return watch(values, self._latch, step)
 
     def check(self) -> None:

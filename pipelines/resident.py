@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.contract import EvalBatch, ViewBatch
+from pcl_fast.device import has_triton
 from pcl_fast.errors import ConfigError, DataError
 from pipelines.cifar_views import CropTable, Normaliser, draw_crops
 from pipelines.normalisation import Normalisation
@@ -35,11 +36,15 @@ class EvalOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions(EvalOptions):
-    """How a resident data set is served for training; `seed` has 32 bits."""
+    """How a resident data set is served for training; `seed` has 32 bits.
+
+    Views are float32, or of `dtype` where a kernel makes them: on CUDA, channels-last.
+    """
 
     num_views: int
     seed: int
     drop_last: bool
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         EvalOptions.__post_init__(self)  # super() does not work in a dataclass with slots
@@ -79,7 +84,7 @@ class ResidentTrainLoader:
         self.normalise = Normaliser(options.normalisation, size, options.device, options.channels_last)
         self.batch_size = options.batch_size
         self.is_even = self.steps_per_epoch * options.batch_size <= self.num_samples
-        self._laid: _Epoch | None = None
+        self._laid: Epoch | None = None
         self._rows_B = torch.arange(options.batch_size, device=options.device)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
@@ -117,18 +122,33 @@ class ResidentTrainLoader:
     def take(self) -> ViewBatch:
         """The next batch of the epoch that `begin` has laid out; its place in it is kept on the device."""
         assert self._laid is not None, "begin comes before take"
+        if self._has_kernel():
+            batch = self._take_by_kernel(self._laid)
+            self._step += 1
+            return batch
         rows_B = self._rows_B + self._step * self.batch_size
         self._step += 1
         order_N, starts_VNP, labels_N = self._laid
         labels_B, ids_B = labels_N.index_select(0, rows_B), order_N.index_select(0, rows_B)
         return self._make(starts_VNP.index_select(1, rows_B), labels_B, ids_B)
 
-    def _lay_out(self, epoch: int) -> "_Epoch":
+    def _has_kernel(self) -> bool:
+        options = self.options
+        return options.device.type == "cuda" and options.channels_last and has_triton()
+
+    def _take_by_kernel(self, laid: "Epoch") -> ViewBatch:
+        from pipelines.resident_triton import Place, take_triton
+
+        table, options = self.table, self.options
+        place = Place(self._step, self.batch_size, (table.height, table.width), table.row)
+        return ViewBatch(*take_triton(table.pixels, laid, place, options.normalisation, options.dtype))
+
+    def _lay_out(self, epoch: int) -> "Epoch":
         options = self.options
         order_N = epoch_order(self.num_samples, options.seed, epoch, options.device)
         order_N = order_N[: self.steps_per_epoch * options.batch_size]
         crops = draw_crops(order_N, options.num_views, options.seed, epoch)
-        return _Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
+        return Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
 
     def _make(self, starts_VBP: Tensor, labels_B: Tensor, sample_ids_B: Tensor) -> ViewBatch:
         images_BCHW = self.normalise(self.table.read(starts_VBP))
@@ -136,7 +156,7 @@ class ResidentTrainLoader:
         return ViewBatch(views_VBCHW=views_VBCHW, labels_B=labels_B, sample_ids_B=sample_ids_B)
 
 
-class _Epoch(NamedTuple):
+class Epoch(NamedTuple):
     """An epoch on the device: the samples in order, where each of their views begins, their labels."""
 
     order_N: Tensor

@@ -93,6 +93,7 @@ def _resident_train(config: Config, num_views: int, arrays: CifarArrays) -> Trai
         num_views=num_views,
         seed=config.seed,
         drop_last=config.data.drop_last,
+        dtype=torch.bfloat16 if config.amp.dtype == "bfloat16" else torch.float32,
     )
     images, labels = map(torch.from_numpy, (arrays.train_images[:subset], arrays.train_labels[:subset]))
     return ResidentTrainLoader(images, labels, options)

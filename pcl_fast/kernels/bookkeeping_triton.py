@@ -1,6 +1,7 @@
 """The books of a step in Triton: one program each, as there are tens of numbers."""
 # Kernels take pointers, which have no types and are many.
 # pyright: basic, reportGeneralTypeIssues=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false
 # ruff: noqa: PLR0913, PLR0917
 
 from collections.abc import Sequence
