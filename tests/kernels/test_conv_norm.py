@@ -118,6 +118,7 @@ def test_what_it_does_not_take():
     assert not conv_norm.takes(x.contiguous(), conv, gamma, None)
     assert not conv_norm.takes(x, ConvState(conv.weight.contiguous()), gamma, None)
     assert not conv_norm.takes(x, ConvState(conv.weight.bfloat16()), gamma, None)
+    assert not conv_norm.takes(x, ConvState(image(16, 16, 1, 1, dtype=torch.float32)), gamma, None)
     assert not conv_norm.takes(x, conv, None, None)
     assert not conv_norm.takes(x, conv, gamma, x.float())
     assert not conv_norm.takes(x[:, :, :7], conv, gamma, None)
