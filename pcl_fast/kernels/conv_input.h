@@ -53,7 +53,7 @@ struct Activated {
         for (long x = 0; x < s.width; ++x)
             for (long c = 0; c < s.ins; c += LANES) {
                 const Floats value = line.at(load(values + at + x * s.ins + c), c);
-                store(out + x * s.ins + c, where_positive(value, value));
+                store(out + x * s.ins + c, relu_of(value));
             }
     }
 };
@@ -74,7 +74,7 @@ struct Joined {
                 for (long c = 0; c < s.ins; c += LANES) {
                     const long here = at + x * s.ins + c;
                     const Floats value = line.at(load(values + here), c) + residual_at(here, c);
-                    store(y + here, where_positive(value, value));
+                    store(y + here, relu_of(value));
                     std::memcpy((void*)(out + x * s.ins + c), y + here, LANES * sizeof(bfloat16));
                 }
         };

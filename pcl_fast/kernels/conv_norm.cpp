@@ -19,7 +19,7 @@ void conv_norm_forward(const void* in, const float* weight, const bfloat16* resi
     const std::vector<bfloat16> packed = pack(weight, s, false);
     std::vector<float> scale(outs), shift(outs);
     for (long v = 0; v < views; ++v) {
-        const std::vector<float> pivot(running_mean, running_mean + outs);
+        const std::vector<float> pivot = pivot_near(running_mean, outs);
         bfloat16* z_of_view = z + v * out_size;
         const Pass pass{packed, z_of_view, pivot.data()};
         const auto run = [&](const auto& from) { return convolve(from, pass, s, threads); };

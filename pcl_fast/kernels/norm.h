@@ -70,6 +70,9 @@ inline void store(bfloat16* p, Floats v) {
 
 inline Floats where_positive(Floats mask, Floats v) { return mask > 0 ? v : Floats{}; }
 
+// What is not a number stays so, as in torch: a ReLU must not hide it from the losses.
+inline Floats relu_of(Floats v) { return v < 0 ? Floats{} : v; }
+
 struct Range {
     long begin, end;
 };
@@ -162,6 +165,15 @@ struct Line {
     Floats at(Floats x, long channel) const { return x * load(scale + channel) + load(shift + channel); }
 };
 
+// A pivot for the sums of channels whose running mean is this. One that is not finite, left by another view's values,
+// would make these sums so, too.
+inline std::vector<float> pivot_near(const float* running_mean, long channels) {
+    std::vector<float> pivot(running_mean, running_mean + channels);
+    for (float& value : pivot)
+        if (!std::isfinite(value)) value = 0;
+    return pivot;
+}
+
 // The line from the sums of x - pivot and of its square; one momentum update of the running statistics.
 inline void find_line(const Norm& norm, const Sums& partial, const float* pivot, long rows, const Line& line) {
     const std::vector<double> sums = partial.total();
@@ -195,7 +207,7 @@ void normalise(const T* x, const T* residual, T* y, const Line& line, long rows,
                     const long at = row * channels + group + v * LANES;
                     Floats value = load(x + at) * a[v] + b[v];
                     if (residual) value += load(residual + at);
-                    store(y + at, relu ? where_positive(value, value) : value);
+                    store(y + at, relu ? relu_of(value) : value);
                 }
         });
     });

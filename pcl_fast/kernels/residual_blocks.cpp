@@ -68,18 +68,14 @@ struct Running {
     }
 };
 
-std::vector<float> pivot_of(const Layer& layer, const Shape& s) {
-    return std::vector<float>(layer.running_mean, layer.running_mean + s.outs);
-}
-
 // z of a view, and its line; and those of a shortcut, if it is not null.
 template <class In>
 Line convolve_layer(const In& in, const Running& run, const Running* shortcut, bool keep, long v, const Shape& s,
                     int threads) {
-    const std::vector<float> pivot = pivot_of(run.layer, s);
+    const std::vector<float> pivot = pivot_near(run.layer.running_mean, s.outs);
     const Pass pass{run.packed, run.z(v, keep, s), pivot.data()};
     if (!shortcut) return run.found(convolve(in, pass, s, threads), pivot, v, s);
-    const std::vector<float> shortcut_pivot = pivot_of(shortcut->layer, s);
+    const std::vector<float> shortcut_pivot = pivot_near(shortcut->layer.running_mean, s.outs);
     const Pass beside{shortcut->packed, shortcut->z(v, keep, s), shortcut_pivot.data()};
     Sums sums(s.images, s.outs);
     const Line line = run.found(convolve(in, pass, s, threads, &beside, &sums), pivot, v, s);

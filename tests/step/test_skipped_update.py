@@ -70,6 +70,16 @@ def test_a_bad_step_and_all_after_it_are_skipped(change: Change, named: str) -> 
         state.guard.check()
 
 
+def test_no_kernel_hides_what_is_not_a_number() -> None:
+    """A ReLU could: then only the gradients would tell, and no term be named. Here also with C++ kernels."""
+    state = tiny_state("bfloat16")
+    (batch,) = make_batches(1)
+    batch.views_VBCHW[1, 0, 0, 3, 3] = float("nan")
+    train(state, [batch])
+    with pytest.raises(DivergedError, match=r"^step 1: not finite: ce/peer2, ce/ensemble, .*gradient norm"):
+        state.guard.check()
+
+
 def test_the_first_step_can_be_the_bad_one() -> None:
     state = tiny_state()
     assert state.mean_teacher is not None
