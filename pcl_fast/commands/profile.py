@@ -1,135 +1,145 @@
-"""`pcl-fast profile PRESET`: the speed of a training step against the straightforward implementation.
+"""`pcl-fast profile PRESET`: the speed of training against the straightforward implementation.
 
 `pcl-fast profile data FILE`, the speed of the loaders, is in profile_data.py.
 """
 
+import dataclasses
 import importlib
 import json
-import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from pcl_fast import __version__, atomic
-from pcl_fast.build import build_state, describe_kernels
-from pcl_fast.commands.data import opened_data
+from pcl_fast import atomic
+from pcl_fast.build import AMP_DTYPES
+from pcl_fast.commands.profile_report import Findings, draw, report_of
+from pcl_fast.commands.profile_sources import opened_sources
+from pcl_fast.commands.profile_tables import print_findings
 from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import Config
-from pcl_fast.contract import ViewBatch, ended
 from pcl_fast.errors import ConfigError
-from pcl_fast.profile.baseline import BaselineStep, baseline_config
-from pcl_fast.profile.timing import Timing, time_interleaved
-from pcl_fast.step.train_step import Moment, train_step
-
-MOMENT = Moment(step=1, lr=1e-3, distill_weight=1.0, ema_coefficient=0.999)
+from pcl_fast.profile.ceilings import Ceilings, find_ceilings
+from pcl_fast.profile.comparison import Plan, compare
+from pcl_fast.profile.machine import machine
+from pcl_fast.profile.noise import NoiseLoader
+from pcl_fast.profile.roofline import step_floor, step_work
+from pcl_fast.profile.variants import BASELINES, variant_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
-    """How to measure."""
+    """What to measure, and how. Each flag may be given without `profile.`, as `--against`."""
 
-    repeats: int = 7
-    """Times each implementation is measured, in turn with the others."""
-    steps: int = 2
-    """Steps in each of these."""
+    against: str = ""
+    """Variants, with commas between; others are compared with the first. baseline: the straightforward
+    implementation; baseline-amp: the same with autocast and channels-last; ours: eager, compiled, captured,
+    captured-compiled. By default the baselines and ours as it would train, on a GPU also uncaptured."""
+    repeats: int = 5
+    """Times each is measured, in turn with the others."""
+    steps: int | None = None
+    """Steps in each of these; by default as many as take a second on a GPU, 0.4 on a CPU."""
     warmup: int = 2
-    """Steps of each before the clock starts."""
+    """Steps of each before the clock starts, at least."""
     json: Path | None = None
     """Write everything measured to this file, too."""
+    chart: Path | None = None
+    """Draw images a second into this PNG."""
+    trace: Path | None = None
+    """Write what a few steps of the fastest of ours do to this file, for chrome://tracing or Perfetto."""
 
     def __post_init__(self) -> None:
         """Validate."""
         for name in ("repeats", "steps", "warmup"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--profile.{name} {getattr(self, name)}: give at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--profile.{name} {value}: give at least 1")
+
+    def names(self, config: Config) -> list[str]:
+        """The variants, each once, in the order given."""
+        if self.against:
+            return list(dict.fromkeys(self.against.replace(" ", "").split(",")))
+        ways = ["compiled"] if config.compile else ["eager"]
+        if config.capture == "on":
+            ways.append("captured-compiled" if config.compile else "captured")
+        return [*BASELINES, *ways]
+
+    def plan(self, trace: Path | None) -> Plan:
+        """The measurement's part of these."""
+        return Plan(repeats=self.repeats, steps=self.steps, warmup=self.warmup, trace=trace)
 
 
 def main(words: Sequence[str]) -> None:
-    """Time the baseline's and the product's step on the same batches, and print both and their ratio."""
+    """Measure the variants of each method of the preset; print tables and what binds, write files."""
     if words[:1] == ["data"]:
         importlib.import_module("pcl_fast.commands.profile_data").main(words[1:])
         return
-    chosen, options = choose_with("profile", words, ProfileOptions())
-    console = Console()
-    report: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), **machine()}
-    for config in {run.method: run for run, _ in chosen.runs}.values():
-        timings = time_steps(config, options)
-        console.print(timings_table(config, timings))
-        report[config.method] = {
-            "model": config.model,
-            "batch_size": config.train.batch_size,
-            "precision": config.amp.dtype,
-            **{name: asdict(timing) for name, timing in timings.items()},
-        }
-    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
+    chosen, options = choose_with("profile", _long_names(words), ProfileOptions())
+    console, head = Console(), machine()
+    configs = {run.method: run for run, _ in chosen.runs}
+    for config in configs.values():
+        for name in options.names(config):
+            variant_config(name, config)  # which are unknown is said before anything is measured
+    report: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["pcl-fast", "profile", *words]),
+        **head,
+    }
+    ceilings = _ceilings(next(iter(configs.values())))
+    for method, config in configs.items():
+        of_method = _names_of_files(options, method if len(configs) > 1 else None)
+        found = measure(config, of_method, ceilings, console)
+        print_findings(found, console)
+        report[method] = report_of(found)
+        if of_method.chart is not None:
+            draw(found, of_method.chart.expanduser())
+    console.print(", ".join(f"{key} {value}" for key, value in head.items()), highlight=False, soft_wrap=True)
     if options.json is not None:
-        atomic.write_text(options.json, json.dumps(report, indent=2) + "\n")
+        atomic.write_text(options.json.expanduser(), json.dumps(report, indent=2) + "\n")
 
 
-def time_steps(config: Config, options: ProfileOptions) -> dict[str, Timing]:
-    """The baseline's step (float32, eager, view by view) and ours, as configured, interleaved."""
-    device = torch.device(config.device)
-    state = build_state(config)
-    state.network.train()
-    with opened_data(config, state.objective.num_views) as data, ended(data.train.epoch(0)) as batches:
-        batch = next(batches)
-    baseline = BaselineStep(baseline_config(config))
-    plain_views = batch.views_VBCHW.float().contiguous()
-    plain_batch = ViewBatch(plain_views, batch.labels_B, batch.sample_ids_B)
-    steps: dict[str, Callable[[], object]] = {
-        "baseline": lambda: baseline(plain_batch, MOMENT),
-        "pcl_fast": lambda: train_step(state, batch, MOMENT),
+def measure(config: Config, options: ProfileOptions, ceilings: Ceilings, console: Console) -> Findings:
+    """Everything about one method; DataError if its data set cannot be used."""
+    names = options.names(config)
+    floor = step_floor(step_work(config), ceilings)
+    trace = options.trace and options.trace.expanduser()
+
+    def say(message: str) -> None:
+        line = f"{config.method}: {message}"
+        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+    with opened_sources(config, names) as sources:
+        rows = compare(config, names, sources, options.plan(trace), say)
+        loader = next((sources[name].loader for name in names if name in sources), None)
+        steps = (loader or NoiseLoader(config)).steps_per_epoch
+    return Findings(config=config, rows=rows, floor=floor, steps_per_epoch=steps, plan=options.plan(trace))
+
+
+def _long_names(words: Sequence[str]) -> list[str]:
+    """`--against` and its like as the parser knows them: `--profile.against`."""
+    short = {f"--{field.name}" for field in dataclasses.fields(ProfileOptions)}
+    return [
+        f"--profile.{word.removeprefix('--')}" if word.partition("=")[0] in short else word for word in words
+    ]
+
+
+def _names_of_files(options: ProfileOptions, method: str | None) -> ProfileOptions:
+    """With several methods, each has pictures and traces of its own: speed-pcl.png."""
+    if method is None:
+        return options
+    named = {
+        kind: path.with_stem(f"{path.stem}-{method}")
+        for kind in ("chart", "trace")
+        if (path := getattr(options, kind)) is not None
     }
-    return time_interleaved(steps, device, options.repeats, options.steps, options.warmup)
+    return dataclasses.replace(options, **named)
 
 
-def timings_table(config: Config, timings: dict[str, Timing]) -> Table:
-    """A row an implementation: milliseconds a step, images a second, times as fast as the baseline."""
-    title = f"{config.method}: one training step of {config.model}, batch {config.train.batch_size}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in ("ms a step", "fastest - slowest", "images/s", "times as fast", "lowest - highest"):
-        table.add_column(column, justify="right")
-    for name, timing in timings.items():
-        low, high = timing.ratio_spread
-        table.add_row(
-            name,
-            f"{1e3 * timing.median:.1f}",
-            f"{1e3 * min(timing.seconds):.1f} - {1e3 * max(timing.seconds):.1f}",
-            f"{config.train.batch_size / timing.median:,.0f}",
-            f"{timing.ratio:.2f}",
-            f"{low:.2f} - {high:.2f}",
-        )
-    precision = f"{config.amp.dtype}, channels-last {config.channels_last}"
-    ours = f"{precision}, kernels: {describe_kernels(config)}"
-    table.caption = f"baseline: eager float32, view by view; pcl_fast: {ours}"
-    return table
-
-
-def machine() -> dict[str, str]:
-    """Where and with what it was measured."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "cpu": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "load": f"{os.getloadavg()[0]:.2f}",
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pcl_fast": __version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+def _ceilings(config: Config) -> Ceilings:
+    """Of the device, in the precision of ours; measured while nothing else runs, where it is not known."""
+    return find_ceilings(torch.device(config.device), AMP_DTYPES[config.amp.dtype])

@@ -1,11 +1,15 @@
 """What this process and its workers use of the machine, and what nobody uses; elsewhere than on Linux, 0."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import time
 from pathlib import Path
 
+import torch
+
+RESET_PEAK = "5"  # what /proc/PID/clear_refs takes for that (proc(5))
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
@@ -47,3 +51,36 @@ def _child_seconds(pid: int | None) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+class PeakMemory:
+    """The most that was in use on a device since this was made, beyond what was before.
+
+    On the CPU that of this process; what was freed before, and kept for later, is given back first.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        else:
+            getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+            self._before = _status_bytes("VmRSS")
+
+    def read(self) -> int:
+        """Bytes; elsewhere than on Linux, 0 for the CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return max(0, _status_bytes("VmHWM") - self._before)
+
+
+def _status_bytes(name: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), 0)

@@ -20,6 +20,7 @@ from pcl_fast.errors import ConfigError, PclError, did_you_mean
 from pcl_fast.profile.baseline import baseline_config
 from pcl_fast.profile.noise import NoiseLoader
 from pcl_fast.profile.runs import Run, baseline_run, loading_run, training_run
+from pcl_fast.profile.timing import synchronize
 from pcl_fast.step.capture import WARMUP, first_line
 
 BASELINES = ("baseline", "baseline-amp")
@@ -82,13 +83,14 @@ def open_loading(name: str, config: Config, loader: TrainLoader) -> "Variant":
 class Variant:
     """A way of making a step, ready to be called; `refused` says why it cannot be, if it cannot.
 
-    `config` is its own, `about` describes it.
+    `config` is its own, `about` describes it; `step_seconds` is what a step took when it was warm, roughly.
     """
 
     name: str
     config: Config
     about: str
     refused: str | None = None
+    step_seconds: float = 0.0
     _run: Run | None = None
 
     @property
@@ -116,12 +118,17 @@ class Variant:
             steps = max(steps, WARMUP + 2) if self.config.capture == "on" else steps
             try:
                 for _ in range(steps):
-                    self.step()
-                synchronize(self.device)
+                    self._step_alone()
                 self.refused = self._run.find_fault()
             except BROKEN as error:
                 self.refused = first_line(error)
         return time.perf_counter() - began
+
+    def _step_alone(self) -> None:
+        began = time.perf_counter()
+        self.step()
+        synchronize(self.device)
+        self.step_seconds = time.perf_counter() - began
 
     def check(self) -> None:
         """Set `refused` if a step since was not the one meant; waits for the device."""
@@ -139,12 +146,6 @@ class Variant:
             torch.compiler.reset()  # of a few networks only it keeps what it has compiled
         if self.device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done everything it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _opened(name: str, config: Config, make: Callable[[], Run]) -> Variant:

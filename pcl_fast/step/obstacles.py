@@ -17,11 +17,15 @@ READS = {
     "item": "reads a number from the device",
     "is_nonzero": "reads a number from the device",
     "equal": "compares on the host",
+    "allclose": "compares on the host",
     "nonzero": "makes a tensor whose size depends on values",
     "masked_select": "makes a tensor whose size depends on values",
+    "_unique": "makes a tensor whose size depends on values",
     "_unique2": "makes a tensor whose size depends on values",
+    "unique_consecutive": "makes a tensor whose size depends on values",
     "unique_dim": "makes a tensor whose size depends on values",
     "bincount": "makes a tensor whose size depends on values",
+    "repeat_interleave": "makes a tensor whose size depends on values",
 }
 TORCH = Path(torch.__file__).parent
 OWN = Path(__file__).parent
