@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +38,8 @@ def choose(command: str, words: Sequence[str]) -> Chosen:
     A wrong flag ends the program with exit code 2 and the nearest right one; an unknown preset raises
     ConfigError; images that cannot be used, DataError.
     """
+    import tyro  # late: `profile gpu` also runs where it is missing
+
     preset, flags = _find(command, words)
     config = tyro.cli(
         Config, default=preset.config, args=flags, prog=_prog(command, preset), description=preset.about
@@ -52,6 +53,8 @@ def choose_with(command: str, words: Sequence[str], options: Options) -> tuple[C
     `options` holds their defaults and comes back as given by the user; its field `steps` is the flag
     `--COMMAND.steps`.
     """
+    import tyro
+
     preset, flags = _find(command, words)
     fields = [("config", Annotated[Config, tyro.conf.arg(name="")]), (command, type(options))]
     flags_type = dataclasses.make_dataclass("Flags", fields, frozen=True)

@@ -53,7 +53,7 @@ def _recorded(step: Callable[[], object], device: torch.device, steps: int) -> p
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
         torch.cuda.synchronize(device)
-    with profile(activities=activities) as recorded:
+    with profile(activities=activities, acc_events=True) as recorded:  # else torch 2.11 warns
         for _ in range(steps):
             step()
         if device.type == "cuda":

@@ -9,7 +9,7 @@ import torch
 from pcl_fast.config import Config
 from pcl_fast.profile.gpu.bench import Bench, Row
 from pcl_fast.profile.gpu.engine import Engine
-from pcl_fast.profile.gpu.steps import TINY_CIFAR, TINY_IMAGENET, Network, step_config
+from pcl_fast.profile.gpu.steps import TINY_CIFAR, Network, step_config
 from pcl_fast.profile.variants import variant_config
 from pcl_fast.step.state import TrainState
 from pcl_fast.streams import Fork
@@ -44,7 +44,7 @@ def measure_choices(bench: Bench) -> None:
 
 def measure_update_share(bench: Bench) -> None:
     """The update of weights and averages within a step: its own time, and the whole step's."""
-    for network in bench.pick(UPDATED, (*TINY_CIFAR, *TINY_IMAGENET)):
+    for network in bench.pick(UPDATED, TINY_CIFAR):
         config = _config(bench, network)
         about = {"what": "update share", "model": config.model, "batch": config.train.batch_size}
         bench.attempt(about, partial(_update_share, bench, config))

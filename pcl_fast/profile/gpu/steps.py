@@ -98,7 +98,7 @@ def count_steps(bench: Bench) -> None:
     for network in bench.pick(PAPER, TINY_CIFAR):
         for name in (*PLAIN, *BASELINES):
             _count(bench, name, step_config(bench, network))
-    for network in bench.pick(COUNTED, TINY_IMAGENET):
+    for network in bench.pick(COUNTED, TINY_CIFAR):
         _count(bench, bench.best_mode, step_config(bench, network))
 
 
