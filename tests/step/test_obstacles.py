@@ -51,6 +51,7 @@ OBSTACLES: dict[str, tuple[Callable[[], object], str]] = {
 FREE: dict[str, Callable[[], object]] = {
     "integer index": lambda: X[COUNTS],
     "integer index of 32 bits": lambda: X[COUNTS.int()],
+    "integer index of a mask": lambda: (X > 0)[COUNTS],
     "several": lambda: X.view(3, 4)[COUNTS, COUNTS],
     "into an integer index": lambda: X.clone().index_put_((COUNTS,), X[:3], accumulate=True),
     "take": lambda: X.take(COUNTS),
