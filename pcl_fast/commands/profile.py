@@ -1,6 +1,7 @@
 """`pcl-fast profile PRESET`: the speed of training against the straightforward implementation.
 
-`pcl-fast profile data FILE`, the speed of the loaders, is in profile_data.py.
+`pcl-fast profile data FILE`, the speed of the loaders, is in profile_data.py; `pcl-fast profile gpu`, all
+measurements of a GPU, in profile_gpu.py.
 """
 
 import dataclasses
@@ -76,8 +77,8 @@ class ProfileOptions:
 
 def main(words: Sequence[str]) -> None:
     """Measure the variants of each method of the preset; print tables and what binds, write files."""
-    if words[:1] == ["data"]:
-        importlib.import_module("pcl_fast.commands.profile_data").main(words[1:])
+    if words and words[0] in ("data", "gpu"):
+        importlib.import_module(f"pcl_fast.commands.profile_{words[0]}").main(words[1:])
         return
     chosen, options = choose_with("profile", _long_names(words), ProfileOptions())
     console, head = Console(), machine()
