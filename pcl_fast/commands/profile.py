@@ -28,7 +28,7 @@ from pcl_fast.errors import ConfigError
 from pcl_fast.profile.ceilings import Ceilings, find_ceilings
 from pcl_fast.profile.comparison import Plan, compare
 from pcl_fast.profile.machine import machine
-from pcl_fast.profile.noise import NoiseLoader
+from pcl_fast.profile.noise import steps_of_noise
 from pcl_fast.profile.roofline import step_floor, step_work
 from pcl_fast.profile.variants import BASELINES, variant_config
 
@@ -99,13 +99,18 @@ def main(words: Sequence[str]) -> None:
         report[method] = report_of(found)
         if of_method.chart is not None:
             draw(found, of_method.chart.expanduser())
+        if options.json is not None:
+            atomic.write_text(options.json.expanduser(), json.dumps(report, indent=2) + "\n")
     console.print(", ".join(f"{key} {value}" for key, value in head.items()), highlight=False, soft_wrap=True)
-    if options.json is not None:
-        atomic.write_text(options.json.expanduser(), json.dumps(report, indent=2) + "\n")
 
 
 def measure(config: Config, options: ProfileOptions, ceilings: Ceilings, console: Console) -> Findings:
-    """Everything about one method; DataError if its data set cannot be used."""
+    """Everything about one method.
+
+    Raises:
+        ConfigError: if none of the variants can be.
+        DataError: if the data set cannot be used.
+    """
     names = options.names(config)
     floor = step_floor(step_work(config), ceilings)
     trace = options.trace and options.trace.expanduser()
@@ -116,8 +121,10 @@ def measure(config: Config, options: ProfileOptions, ceilings: Ceilings, console
 
     with opened_sources(config, names) as sources:
         rows = compare(config, names, sources, options.plan(trace), say)
+        if not any(row.step for row in rows):
+            raise ConfigError(f"--against {','.join(names)}: none can be measured here ({rows[0].refused})")
         loader = next((sources[name].loader for name in names if name in sources), None)
-        steps = (loader or NoiseLoader(config)).steps_per_epoch
+        steps = loader.steps_per_epoch if loader else steps_of_noise(config)
     return Findings(config=config, rows=rows, floor=floor, steps_per_epoch=steps, plan=options.plan(trace))
 
 

@@ -22,19 +22,17 @@ from pipelines.normalisation import NORMALISATIONS
 def opened_sources(config: Config, names: Sequence[str]) -> Generator[dict[str, Source]]:
     """A source for each variant of a resolved configuration, closed with the block; none for noise.
 
+    Each has its own: loaders on the device keep there how far their epoch has got.
+
     Raises:
         ConfigError: if no data set is given.
         DataError: if it cannot be used.
     """
     sources: dict[str, Source] = {}
     with contextlib.ExitStack() as stack:
-        if config.data.backend != "synthetic":
-            ours = [name for name in names if name not in BASELINES]
-            if ours:
-                sources |= dict.fromkeys(ours, stack.enter_context(_configured(config)))
-            for name in names:
-                if name in BASELINES:
-                    sources[name] = stack.enter_context(_straightforward(variant_config(name, config)))
+        for name in names if config.data.backend != "synthetic" else ():
+            opened = _straightforward if name in BASELINES else _configured
+            sources[name] = stack.enter_context(opened(variant_config(name, config)))
         yield sources
 
 

@@ -17,6 +17,7 @@ from pcl_fast.config import AmpConfig, Config
 from pcl_fast.contract import ViewBatch
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import make_objective
+from pcl_fast.objectives.base import full_precision
 from pcl_fast.step.train_step import Moment
 
 
@@ -89,9 +90,11 @@ class BaselineStep:
             student = self.network(views_VBCHW)
             if self.teacher is not None:
                 with torch.no_grad():
-                    teacher_VBC = self.teacher(views_VBCHW).logits_VBC.float()
+                    teacher_VBC = full_precision(self.teacher(views_VBCHW).logits_VBC)
         ensemble_BC = student.ensemble_logits_BC
-        return student.logits_VBC.float(), None if ensemble_BC is None else ensemble_BC.float(), teacher_VBC
+        if ensemble_BC is not None:
+            ensemble_BC = full_precision(ensemble_BC)
+        return full_precision(student.logits_VBC), ensemble_BC, teacher_VBC
 
     def _distil(self, target_BC: Tensor, logits_BC: Tensor) -> Tensor:
         """T^2 KL(target^T || logits^T), averaged over the batch."""

@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A loader of training batches; it makes up to `ahead` of them before they are asked for."""
+    """A variant's own loader; up to `ahead` batches are made before they are asked for."""
 
     loader: TrainLoader
     ahead: int = 0
@@ -91,6 +91,7 @@ def compare(
     `sources` has one for each name; without any, only computing is measured. `say` is told how it goes on.
     Raises what a loader raises.
     """
+    # Each part opens and closes its variants: what all hold at once need not fit into memory.
     bench = _Bench(config, plan, say)
     rows = [Row(name=n, about=describe(n, config), batch_size=config.train.batch_size) for n in names]
     for row in rows if sources else ():
@@ -120,13 +121,13 @@ class _Bench:
         with self._opened([row], lambda name: open_loading(name, self.config, source.loader)) as variants:
             for variant in variants.values():
                 self._pace(variant, source.ahead)
-            found = self._time(variants, {row.name: source.ahead})
+            found = self._time("data alone", variants, {row.name: source.ahead})
         row.data = found.get(row.name)
 
     def measure_compute(self, rows: Sequence[Row], last: bool) -> None:
         """Time steps on one batch of noise."""
         with self._opened(rows, lambda name: open_variant(name, self.config), remember=True) as variants:
-            found = self._time(variants, {})
+            found = self._time("computing alone", variants, {})
             self._check(rows, variants)
             for row in rows:
                 row.compute = found.get(row.name)
@@ -141,7 +142,7 @@ class _Bench:
             # A step for what the workers of the one before are still at; and, where data might run out, for
             # what its own have made ahead while others were measured.
             lead = {row.name: crowded + (sources[row.name].ahead if _may_run_out(row) else 0) for row in rows}
-            found = self._time(variants, lead)
+            found = self._time("training", variants, lead)
             self._check(rows, variants)
             for row in rows:
                 row.end_to_end = found.get(row.name)
@@ -173,11 +174,13 @@ class _Bench:
                     self.say(f"{row.name}: warm after {seconds:.1f} s")
             yield variants
 
-    def _time(self, variants: Mapping[str, Variant], lead: Mapping[str, int]) -> dict[str, Timing]:
+    def _time(self, what: str, variants: Mapping[str, Variant], lead: Mapping[str, int]) -> dict[str, Timing]:
         timed = {
             name: Timed(variant.step, self._steps(variant), lead.get(name, 0))
             for name, variant in variants.items()
         }
+        steps = ", ".join(f"{name} {each.steps}" for name, each in timed.items())
+        self.say(f"{what}: {self.plan.repeats} times in turn, steps each time: {steps or 'none'}")
         return time_interleaved(timed, torch.device(self.config.device), self.plan.repeats)
 
     def _pace(self, variant: Variant, ahead: int) -> None:
@@ -206,7 +209,8 @@ class _Bench:
         device = torch.device(self.config.device)
         for row in rows:
             if row.name in variants:
-                row.counts = count_kernels(variants[row.name].step, device)
+                for _ in range(2):  # the profiler is at hand from the first time on
+                    row.counts = count_kernels(variants[row.name].step, device)
         fastest = fastest_of_ours(rows)
         if fastest is not None and self.plan.trace is not None:
             write_trace(self.plan.trace, variants[fastest.name].step, device)

@@ -10,6 +10,12 @@ from pcl_fast.device import memory_format
 from pcl_fast.objectives import make_objective
 
 
+def steps_of_noise(config: Config) -> int:
+    """Steps of an epoch as long as the data set's, without its last incomplete one."""
+    images = config.data.subset or TRAIN_IMAGES[config.data.dataset]
+    return max(1, images // config.train.batch_size)
+
+
 class NoiseLoader:
     """Serves the same normal noise at every step of a resolved configuration; a `DeviceLoader`.
 
@@ -24,7 +30,7 @@ class NoiseLoader:
         device, pixels = torch.device(config.device), config.data.pixels
         num_views, self.batch_size = make_objective(config).num_views, config.train.batch_size
         self.num_samples = config.data.subset or TRAIN_IMAGES[config.data.dataset]
-        self.steps_per_epoch = max(1, self.num_samples // self.batch_size)
+        self.steps_per_epoch = steps_of_noise(config)
         draws = torch.Generator(device).manual_seed(config.seed)
         rows = num_views * self.batch_size
         images = torch.randn((rows, 3, pixels, pixels), generator=draws, device=device)

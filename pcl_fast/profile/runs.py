@@ -1,5 +1,6 @@
 """What a variant does at each step: the host's part and the device's, as the trainer does them."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from pcl_fast.objectives import make_objective
 from pcl_fast.profile.baseline import BaselineStep
 from pcl_fast.step.capture import CapturedCalls, make_calls
 from pcl_fast.step.device_step import DeviceStep
-from pcl_fast.step.feed import Feed, make_feed
+from pcl_fast.step.feed import DeviceFeed, Feed, make_feed
 from pcl_fast.step.timetable import Timetable
 
 
@@ -82,7 +83,7 @@ def training_run(config: Config, loader: TrainLoader) -> Run:
             state.guard.check()
         except DivergedError as error:
             return str(error)
-        return next(iter(uncompiled), None)
+        return uncompiled[0].partition("; it runs eager")[0] if uncompiled else None
 
     return Run(config, feed, Part(step, lambda: step.go_on_after(0), fault), [])
 
@@ -109,6 +110,8 @@ def baseline_run(config: Config, loader: TrainLoader) -> Run:
 def loading_run(config: Config, loader: TrainLoader) -> Run:
     """The batches of a loader, made and dropped."""
     feed = _feed(config, loader)
+    if not isinstance(feed, DeviceFeed):  # then the device does nothing that a graph could hold
+        config = dataclasses.replace(config, capture="off")
 
     def take() -> None:
         feed.take()

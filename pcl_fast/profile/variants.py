@@ -16,7 +16,7 @@ from pcl_fast.build import describe_kernels
 from pcl_fast.config import Config
 from pcl_fast.contract import TrainLoader
 from pcl_fast.device import prepare_backend
-from pcl_fast.errors import ConfigError, PclError, did_you_mean
+from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.profile.baseline import baseline_config
 from pcl_fast.profile.noise import NoiseLoader
 from pcl_fast.profile.runs import Run, baseline_run, loading_run, training_run
@@ -26,8 +26,10 @@ from pcl_fast.step.capture import WARMUP, first_line
 BASELINES = ("baseline", "baseline-amp")
 OURS = ("eager", "compiled", "captured", "captured-compiled")
 KNOWN = (*BASELINES, *OURS)
-BROKEN = (PclError, RuntimeError, OSError)  # of memory, a compiler, a loader, a capture: not of ours
+BROKEN = (ConfigError, RuntimeError, OSError)  # of a setting, memory, a compiler, a capture; not of data
 LR = 1e-3  # with which noise, too, can be learned for ever; what a step takes does not depend on it
+
+_OPEN_COMPILED: list[str] = []
 
 
 def variant_config(name: str, config: Config) -> Config:
@@ -111,7 +113,8 @@ class Variant:
     def warm_up(self, steps: int = 2) -> float:
         """Make steps until all is compiled, chosen and captured, at least `steps`; the seconds this took.
 
-        Sets `refused` if it shows that the variant cannot be, or that training with it breaks.
+        Sets `refused` if it shows that the variant cannot be, or that training with it breaks. Raises
+        DataError, PclError as the loader does.
         """
         began = time.perf_counter()
         if self.refused is None and self._run is not None:
@@ -138,12 +141,15 @@ class Variant:
     def close(self) -> None:
         """Free what it holds, on the device, too."""
         run, self._run = self._run, None
-        if run is not None:
-            run.close()
+        if run is None:
+            return
+        run.close()
         del run
         gc.collect()
         if self.config.compile:
-            torch.compiler.reset()  # of a few networks only it keeps what it has compiled
+            _OPEN_COMPILED.remove(self.name)
+            if not _OPEN_COMPILED:  # torch keeps what it has compiled of a few networks only
+                torch.compiler.reset()
         if self.device.type == "cuda" and torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -154,6 +160,9 @@ def _opened(name: str, config: Config, make: Callable[[], Run]) -> Variant:
         return Variant(name, own, about, refused=f"{own.device} has no CUDA graphs")
     try:
         prepare_backend(own)
-        return Variant(name, own, about, _run=make())
+        run = make()
     except BROKEN as error:
         return Variant(name, own, about, refused=first_line(error))
+    if own.compile:
+        _OPEN_COMPILED.append(name)
+    return Variant(name, own, about, _run=run)
