@@ -6,6 +6,8 @@ from typing import Generic, ParamSpec, TypeVar
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from pcl_fast.step.capture import first_line
+
 Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 Say = Callable[[str], None]
@@ -26,6 +28,5 @@ class Compiled(Generic[Inputs, Output]):
                 return self._compiled(*args, **kwargs)
             except TorchDynamoException as error:
                 self._compiled = None
-                reason = str(error).strip().splitlines()[0]
-                self._say(f"the network cannot be compiled ({reason}); it runs eager")
+                self._say(f"the network cannot be compiled ({first_line(error)}); it runs eager")
         return self._plain(*args, **kwargs)
