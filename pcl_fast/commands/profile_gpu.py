@@ -8,18 +8,17 @@ import argparse
 import dataclasses
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
-import pcl_fast
 from pcl_fast.commands.profile_gpu_views import measure_views, open_random
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.profile.gpu import choices, device, kernels, norms, steps, suites
@@ -27,24 +26,26 @@ from pcl_fast.profile.gpu.bench import Bench
 from pcl_fast.profile.gpu.found import FILE, Found
 from pcl_fast.profile.gpu.report import write_section
 from pcl_fast.profile.gpu.runner import Outcome, Part, add_row, run_parts
+from pcl_fast.profile.machine import commit
 
-ROOT = Path(pcl_fast.__file__).parents[1]
 COMMAND = (sys.executable, "-m", "pcl_fast", "profile", "gpu")
-MINUTES = 8.0
+MINUTES, KEPT = 8.0, Path("docs/measurements")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a part does, and the most seconds it may take."""
+    """What a part does, and the most seconds it may take; `rehearsed`, it has tiny sizes, too."""
 
     about: str
     limit: float
     run: Callable[[Bench], None]
+    rehearsed: bool = True
 
 
-def _compiled(*networks: steps.Network) -> Callable[[Bench], None]:
-    """The same, tiny: a network of a tenth of the layers still takes a minute to compile on a CPU."""
-    return lambda bench: steps.measure_compiled(bench, bench.pick(networks, ()))
+def _compiled(limit: float, *network: steps.Network) -> Job:
+    """A small network, too, takes a minute to compile on a CPU."""
+    run = partial(steps.measure_compiled, networks=network)
+    return Job("steps through torch.compile", limit, run, rehearsed=False)
 
 
 # By worth: what does not fit into the time is not run.
@@ -62,15 +63,15 @@ JOBS: dict[str, Job] = {
     "choices": Job("views batched or in turn, streams, kernels", 75, choices.measure_choices),
     "views": Job("views made on the device", 40, measure_views),
     "counts": Job("kernels and launches of a step", 75, steps.count_steps),
-    "compiled-resnet32": Job("through torch.compile", 120, _compiled(("resnet32", 128))),
+    "compiled-resnet32": _compiled(150, ("resnet32", 128)),
     "kernel-tests": Job("the kernels' other tests, on the GPU", 75, suites.run_kernel_tests),
     "compiled-norms": Job("BatchNorm through torch.compile", 75, norms.measure_compiled_norms),
-    "compiled-resnet18": Job("through torch.compile", 120, _compiled(("resnet18", 256))),
-    "compiled-vgg16": Job("through torch.compile", 120, _compiled(("vgg16", 128))),
-    "compiled-wrn20_8": Job("through torch.compile", 120, _compiled(("wrn20_8", 128))),
-    "compiled-densenet40_12": Job("through torch.compile", 150, _compiled(("densenet40_12", 128))),
-    "compiled-resnet50": Job("through torch.compile", 180, _compiled(("resnet50", 256))),
-    "compiled-resnet110": Job("through torch.compile", 300, _compiled(("resnet110", 128))),
+    "compiled-resnet18": _compiled(120, ("resnet18", 256)),
+    "compiled-vgg16": _compiled(120, ("vgg16", 128)),
+    "compiled-wrn20_8": _compiled(120, ("wrn20_8", 128)),
+    "compiled-densenet40_12": _compiled(150, ("densenet40_12", 128)),
+    "compiled-resnet50": _compiled(180, ("resnet50", 256)),
+    "compiled-resnet110": _compiled(300, ("resnet110", 128)),
 }
 
 
@@ -80,12 +81,14 @@ def main(words: Sequence[str]) -> None:
     if asked.part is not None:
         _be_part(asked)
         return
-    found, page = Found.load(asked.out / FILE), asked.out.with_name(asked.out.name + ".md")
+    out = asked.out or (Path(tempfile.mkdtemp()) / "measurements" if asked.rehearse else KEPT)
+    asked.out, page = out, out.with_name(out.name + ".md")
+    found = Found.load(out / FILE)
     if asked.render:
         write_section(page, found)
         print(f"wrote {page}")
         return
-    names = _chosen(asked.only)
+    names = [name for name in _chosen(asked.only) if JOBS[name].rehearsed or not asked.rehearse]
     if not asked.rehearse and not torch.cuda.is_available():
         raise ConfigError(
             "profile gpu: torch finds no CUDA device here; run it on a machine with one, or give --rehearse"
@@ -98,7 +101,8 @@ def main(words: Sequence[str]) -> None:
 def _measure(asked: argparse.Namespace, names: Sequence[str], found: Found, page: Path) -> None:
     command = " ".join(["pcl-fast profile gpu", *(["--only", asked.only] if asked.only else [])])
     command += " --rehearse" if asked.rehearse else ""
-    about = {"command": command, "commit": _commit(asked.commit)}
+    about = {"command": command, "commit": asked.commit or commit()}
+    write_section(page, found)  # if it cannot be written, this is said before anything is measured
     print(f"{len(names)} parts, at most {asked.minutes:g} minutes", flush=True)
 
     def report(part: Part, outcome: Outcome) -> None:
@@ -111,6 +115,8 @@ def _measure(asked: argparse.Namespace, names: Sequence[str], found: Found, page
         if outcome.log:
             print(outcome.log, flush=True)
 
+    if asked.rehearse:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when a process first imports Triton
     signal.signal(signal.SIGTERM, _leave)  # so that the part that runs is ended, too
     run_parts([_part(name, asked) for name in names], 60 * asked.minutes, report)
     for line in found.troubles():
@@ -128,8 +134,6 @@ def _part(name: str, asked: argparse.Namespace) -> Part:
 
 def _be_part(asked: argparse.Namespace) -> None:
     """Measure one part, row by row into a file."""
-    if asked.rehearse:
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first kernel is defined
     bench = Bench(
         device=torch.device("cpu" if asked.rehearse else "cuda"),
         add=partial(add_row, asked.rows),
@@ -145,8 +149,8 @@ def _be_part(asked: argparse.Namespace) -> None:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pcl-fast profile gpu", description=(__doc__ or "").split("\n")[0])
-    out = "folder of gpu.json; the page is OUT.md (default: docs/measurements)"
-    parser.add_argument("--out", type=Path, default=Path("docs/measurements"), help=out)
+    out = f"folder of {FILE}; the page is OUT.md (default: {KEPT}; for a rehearsal a temporary one)"
+    parser.add_argument("--out", type=Path, help=out)
     only = f"these parts, with commas between; others keep what was found before: {', '.join(JOBS)}"
     parser.add_argument("--only", default="", help=only)
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all of it (default: %(default)g)")
@@ -165,20 +169,6 @@ def _chosen(only: str) -> list[str]:
             hint = did_you_mean(name, JOBS) or f" There are: {', '.join(JOBS)}."
             raise ConfigError(f"--only {name}: no such part.{hint}")
     return names
-
-
-def _commit(given: str | None) -> str:
-    """As given, or of the checkout, with a mark if it has been changed since."""
-    if given:
-        return given
-    quiet: dict[str, Any] = {"stderr": subprocess.DEVNULL, "text": True, "timeout": 10}
-    git = ["git", "-c", "safe.directory=*", "-C", str(ROOT)]
-    try:
-        commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], **quiet).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "--", "*.py", "*.cpp"], **quiet)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{commit} with changes" if changed else commit
 
 
 def _leave(number: int, _: object) -> NoReturn:

@@ -24,7 +24,7 @@ def measure_device(bench: Bench) -> None:
     for name, make in _CALLS.items():
         about = {"what": "kernel", "name": name, "kernels": kernels}
         bench.attempt(about, lambda make=make: {"seconds": bench.time_graph(make(bench.device), kernels)})
-    about = {"what": "kernel", "name": "small adds on 3 streams", "kernels": kernels}
+    about = {"what": "streams", "name": "adds of 1 element, on 3 streams", "kernels": kernels}
     bench.attempt(
         about, lambda: {"seconds": [each / kernels for each in bench.time(_forked(bench, kernels))]}
     )

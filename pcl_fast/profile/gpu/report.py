@@ -12,8 +12,7 @@ from pcl_fast.profile.gpu.goals import goal_table
 BEGIN, END = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 USAGE = (
     "To measure again: `make gpu` on a machine with a GPU, up to 8 minutes; `pcl-fast profile gpu --help` "
-    "tells of single parts; `pcl-fast profile gpu --rehearse --out /tmp/rehearsed` runs everything, tiny, "
-    "without a GPU."
+    "tells of single parts; `pcl-fast profile gpu --rehearse` runs everything, tiny, without a GPU."
 )
 
 
@@ -40,6 +39,8 @@ def render(found: Found) -> str:
 
 
 def _head(found: Found) -> Iterator[str]:
+    if any("--rehearse" in part["command"] for part in found.parts.values()):
+        yield "**A rehearsal, at tiny sizes and without a GPU: no figure here means anything.**"
     machine = found.row("machine")
     if machine is not None:
         smi = machine["nvidia_smi"]

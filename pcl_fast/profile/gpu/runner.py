@@ -83,7 +83,8 @@ def _run(command: Sequence[str], output: int, limit: float) -> str:
     finally:
         with contextlib.suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may not let go of it
+            process.wait(LEAST)
     if code < 0:
         return f"ended by {signal.Signals(-code).name}"
     return "done" if code == 0 else f"failed with exit code {code}"

@@ -26,7 +26,7 @@ KERNEL_TESTS = (
     "tests/pipelines/test_views_triton.py",
 )
 VERDICT = re.compile(r"^.*\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*$", re.MULTILINE)
-SUMMARY = re.compile(r"^(?:=+ )?((?:\d+ [a-z]+(?:, )?)+ in [\d.]+s\b)", re.MULTILINE)
+SUMMARY = re.compile(r"^(?:=+ )?(\d+ [a-z0-9, ]+ in [\d.]+s\b)", re.MULTILINE)
 BROKEN = re.compile(r"^((?:FAILED|ERROR) .+)$", re.MULTILINE)
 
 

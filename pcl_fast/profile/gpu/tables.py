@@ -41,7 +41,7 @@ def device_table(found: Found) -> str:
     """Least times of kernels and launches, bandwidth, products."""
     lines = [
         [f"kernel in a graph of {row['kernels']:,}: {row['name']}", f"{spread(row['seconds'], MICRO)} us"]
-        for row in found.rows("kernel")
+        for row in (*found.rows("kernel"), *found.rows("streams"))
     ]
     lines += [
         [f"launch: {row['name']}", f"{spread(row['seconds'], MICRO)} us"] for row in found.rows("launch")
