@@ -23,13 +23,13 @@ from tests.profile.gpu_parts import DEVICE, run_tiny, tiny_bench
 def test_device() -> None:
     rows = run_tiny("device")
     kinds = [row["what"] for row in rows]
-    assert kinds == ["machine", *["kernel"] * 3, "streams", *["launch"] * 2, "copy", "product"]
+    assert kinds == ["machine", *["kernel"] * 3, "streams", *["launch"] * 2, "copy", "product", "clocks"]
     assert rows[0]["torch"] == torch.__version__
     found = measured_ceilings(rows)
     assert found.source == "measured"
-    assert found.flops == rows[-1]["flops"]
-    assert found.bandwidth == rows[-2]["bandwidth"]
-    assert measured_ceilings(rows[:-1]) == UNKNOWN
+    assert found.flops == rows[-2]["flops"]
+    assert found.bandwidth == rows[-3]["bandwidth"]
+    assert measured_ceilings(rows[:-2]) == UNKNOWN
     least = min(min(row["seconds"]) for row in rows if row["what"] == "kernel")
     assert found == Ceilings(rows[0]["gpu"], found.flops, found.bandwidth, least, "measured")
 

@@ -13,12 +13,7 @@ from pcl_fast.profile.gpu.runner import Outcome, Part
 from pcl_fast.profile.gpu.tables import figure, percent, spread
 
 ABOUT = {"date": "2026-01-02T03:04:05+00:00", "commit": "abc1234", "command": "pcl-fast profile gpu"}
-SMI = {
-    "driver_version": "580.1",
-    "clocks.sm": "1980 MHz",
-    "clocks.max.sm": "1980 MHz",
-    "clocks.mem": "3201 MHz",
-}
+CLOCKS = {"clocks.sm": "1755 MHz", "clocks.max.sm": "1980 MHz", "clocks.mem": "3201 MHz"}
 MACHINE = {"gpu": "NVIDIA X", "python": "3.12.3", "torch": "2.11.0", "cuda": "13.0", "cudnn": 91000}
 NETWORK = {"model": "resnet32", "batch": 128}
 CEILINGS = {
@@ -46,7 +41,8 @@ def norm(by: str, seconds: list[float]) -> Any:
 
 
 DEVICE = [
-    {"what": "machine", **MACHINE, "triton": "3.6.0", "nvidia_smi": SMI},
+    {"what": "machine", **MACHINE, "triton": "3.6.0", "driver": "580.1", "cpu": "Some"},
+    {"what": "clocks", **CLOCKS},
     {"what": "kernel", "name": "empty", "kernels": 1000, "seconds": [1.5e-6, 2e-6, 1e-6]},
     {"what": "copy", "gib": 1.0, "seconds": [2**31 / 4e12], "bandwidth": 4e12},
     {"what": "product", "size": 8192, "seconds": [2 * 8192**3 / 8e14], "flops": 8e14},
@@ -140,7 +136,8 @@ def test_kernels_and_the_device(found: Found) -> None:
     assert cells(text, "some | 256")[4:] == ["256,000,000", "50 %"]
     assert cells(text, "resnet32 | 128 | 3 together")[-1] == "2.50"
     assert cells(text, "resnet32 | 128 | otherwise")[-1] == "1.50"
-    assert "NVIDIA X, driver 580.1, python 3.12.3, torch 2.11.0" in text
+    assert "NVIDIA X, driver 580.1, python 3.12.3, torch 2.11.0, cuda 13.0, cudnn 91000, triton 3.6.0" in text
+    assert "clock 1755 MHz, of 1980 MHz, memory 3201 MHz." in text
     assert "2026-01-02, commit abc1234, `pcl-fast profile gpu`" in text
 
 

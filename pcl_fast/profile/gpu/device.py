@@ -1,7 +1,6 @@
 """What the device itself can do: the least time of a kernel and of its launch, copies, products."""
 
 import math
-import platform
 import statistics
 import subprocess
 import time
@@ -12,6 +11,7 @@ import torch
 
 from pcl_fast.profile.ceilings import ASSUMED_KERNEL, Ceilings
 from pcl_fast.profile.gpu.bench import UNKNOWN, Bench, Row
+from pcl_fast.profile.machine import machine
 
 KERNELS = 1000
 ASKED = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"
@@ -19,7 +19,7 @@ ASKED = "name,driver_version,memory.total,clocks.sm,clocks.max.sm,clocks.mem,tem
 
 def measure_device(bench: Bench) -> None:
     """The machine; the least times; copies of 1 GiB; products of random matrices."""
-    bench.attempt({"what": "machine"}, lambda: machine(bench.device))
+    bench.attempt({"what": "machine"}, lambda: _machine(bench.device))
     kernels = KERNELS // 100 if bench.tiny else KERNELS
     for name, make in _CALLS.items():
         about = {"what": "kernel", "name": name, "kernels": kernels}
@@ -34,6 +34,7 @@ def measure_device(bench: Bench) -> None:
         bench.attempt({"what": "copy", "gib": gib}, lambda gib=gib: _copy(bench, round(gib * 2**30)))
     for size in bench.pick((4096, 8192), (64,)):
         bench.attempt({"what": "product", "size": size}, lambda size=size: _product(bench, size))
+    bench.attempt({"what": "clocks"}, lambda: _ask_driver() if bench.device.type == "cuda" else {})
 
 
 def measured_ceilings(rows: Sequence[Row]) -> Ceilings:
@@ -48,21 +49,20 @@ def measured_ceilings(rows: Sequence[Row]) -> Ceilings:
     return Ceilings(names[0] if names else "a GPU", max(flops), max(copied), least, "measured")
 
 
-def machine(device: torch.device) -> Row:
-    """Hardware, driver and versions; the clocks as they are now."""
-    cuda = device.type == "cuda"
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
-    row: Row = {"cpu": platform.processor() or platform.machine(), **versions, "triton": _triton()}
-    row["cudnn"] = torch.backends.cudnn.version() if cuda else None
-    row["gpu"] = torch.cuda.get_device_name(device) if cuda else "none"
-    if cuda:
+def _machine(device: torch.device) -> Row:
+    """Hardware, driver and versions."""
+    row: Row = {**machine(), "cuda": torch.version.cuda, "triton": _triton(), "driver": "none", "cudnn": None}
+    if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         row |= {"multiprocessors": found.multi_processor_count, "memory_bytes": found.total_memory}
         row |= {"cache_bytes": getattr(found, "L2_cache_size", None)}
-    return row | {"nvidia_smi": _ask_driver() if cuda else {}}
+        row |= {"cudnn": torch.backends.cudnn.version()}
+        row |= {"driver": _ask_driver().get("driver_version", "unknown")}
+    return row
 
 
 def _ask_driver() -> dict[str, str]:
+    """What nvidia-smi says of the card as it is now; nothing where there is none."""
     try:
         command = ["nvidia-smi", f"--query-gpu={ASKED}", "--format=csv,noheader"]
         text = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout

@@ -43,12 +43,12 @@ def _head(found: Found) -> Iterator[str]:
         yield "**A rehearsal, at tiny sizes and without a GPU: no figure here means anything.**"
     machine = found.row("machine")
     if machine is not None:
-        smi = machine["nvidia_smi"]
-        words = [machine["gpu"], f"driver {smi.get('driver_version', 'unknown')}"]
-        words += [f"{name} {machine[name]}" for name in ("python", "torch", "cuda", "cudnn", "triton")]
-        if "clocks.sm" in smi:
-            words.append(f"clocks {smi['clocks.sm']} of {smi['clocks.max.sm']}, memory {smi['clocks.mem']}")
-        yield ", ".join(words) + "."
+        names = ("driver", "python", "torch", "cuda", "cudnn", "triton", "cpu")
+        words = [machine["gpu"], *(f"{name} {machine[name]}" for name in names)]
+        clocks = found.row("clocks") or {}
+        told = {"clock": "clocks.sm", "of": "clocks.max.sm", "memory": "clocks.mem"}
+        under_load = [f"{word} {clocks[key]}" for word, key in told.items() if key in clocks]
+        yield ", ".join([*words, *under_load]) + "."
     runs = dict.fromkeys(
         (part["date"][:10], part["commit"], part["command"]) for part in found.parts.values()
     )
