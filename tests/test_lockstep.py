@@ -58,6 +58,14 @@ def test_a_key_stands_for_the_same_runs_and_the_same_sizes() -> None:
     assert [keys.index(key) for key in keys] == [0, 0, 2, 2, 2, 5]
 
 
+def test_runs_one_after_the_other_share_no_key() -> None:
+    log: list[str] = []
+    calls, runs = Keyed(), [Walk("a", 0, 2, log), Walk("b", 2, 4, log)]
+    run_together(runs, calls)
+    assert log == ["a1", "a2", "b3", "b4"]
+    assert len({key for _, key in calls.keys}) == 4
+
+
 @pytest.mark.parametrize("fails_at", [1, 3, 6])
 def test_others_go_on_after_a_failure_wherever_it_is(fails_at: int) -> None:
     log: list[str] = []

@@ -165,6 +165,7 @@ def test_a_signal_stops_all_with_everything_saved(
     # The first had fetched its next batch before the signal came, and trains on it.
     assert [steps_done(tmp_path / seed) for seed in "012"] == [min(step + 1, STEPS), step, step]
     assert [watcher.closings for watcher in watchers.values()] == [1] * 3
+    assert [watcher.messages for watcher in watchers.values()] == [[]] * 3
     train_all(tmp_path, [0, 1, 2])
     for seed in "012":
         assert_same(tmp_path / seed, alone / seed)
@@ -200,8 +201,9 @@ class Crash(Watcher):
 
 def test_what_nobody_foresaw_ends_all_and_leaves_nothing_open(tmp_path: Path) -> None:
     watchers = {0: Watcher(), 1: Crash(), 2: Watcher()}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:  # which keeps alive what nobody closes
         train_all(tmp_path, [0, 1, 2], {**watchers})
+    assert caught.traceback
     assert [watcher.closings for watcher in watchers.values()] == [1] * 3
     assert [len(watcher.steps) for watcher in watchers.values()] == [2, 2, 1]
     train_all(tmp_path, [1])  # no folder is still held
