@@ -1,12 +1,16 @@
 """What processes use, against what they are made to use."""
 
+import gc
 import multiprocessing
 import os
 import subprocess
 import sys
 import time
 
-from pcl_fast.profile.usage import cores_available, idle_seconds
+import pytest
+import torch
+
+from pcl_fast.profile.usage import PeakMemory, cores_available, idle_seconds
 from tests.conftest import REPOSITORY
 
 # In a process of its own: what earlier tests left would be given back meanwhile.
@@ -50,3 +54,27 @@ def test_idle_time_is_at_most_that_of_all_cores() -> None:
     time.sleep(0.5)
     assert 0 <= idle_seconds() - before <= multiprocessing.cpu_count() * (time.monotonic() - began) + 0.5
     assert 1 <= cores_available() <= multiprocessing.cpu_count()
+
+
+def test_the_peak_is_what_was_in_use_at_most_since_then() -> None:
+    gc.collect()
+    size = 64 << 20
+    torch.ones(3 * size // 4)
+    memory = PeakMemory(torch.device("cpu"))
+    assert memory.read() < size / 4, "what was before does not count"
+    kept = torch.ones(size // 4)
+    assert 0.95 * size < memory.read() < 1.25 * size
+    del kept
+    again = torch.ones(size // 8)
+    assert 0.95 * size < memory.read() < 1.25 * size, "freed, but it was in use"
+    assert PeakMemory(torch.device("cpu")).read() < size / 4
+    del again
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu() -> None:
+    device = torch.device("cuda")
+    before = torch.ones(1 << 20, device=device)
+    memory = PeakMemory(device)
+    torch.ones(1 << 22, device=device).add_(before[0])
+    assert 4 << 22 <= memory.read() < 5 << 22
