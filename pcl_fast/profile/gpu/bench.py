@@ -14,6 +14,7 @@ import torch
 from pcl_fast.config import Config
 from pcl_fast.contract import DeviceLoader
 from pcl_fast.profile.ceilings import ASSUMED_KERNEL, Ceilings
+from pcl_fast.step.capture import first_line
 
 Call = Callable[[], object]
 Row = dict[str, Any]
@@ -117,7 +118,8 @@ class Bench:
         here.wait_stream(stream)
         torch.cuda.synchronize(self.device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
+        # `stream` twice: a capture that fails does not go back to the stream of before.
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream):
             _make_all(calls)
         return partial(_replay, graph, calls)
 
@@ -147,6 +149,5 @@ def _replay(graph: torch.cuda.CUDAGraph, _held: Sequence[Call]) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The kind of an error and its first line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}"[:300] if text else type(error).__name__
+    """The kind of an error, and the first line of what went wrong first."""
+    return f"{type(error).__name__}: {first_line(error)}"[:300]
