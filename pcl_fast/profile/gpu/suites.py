@@ -25,6 +25,8 @@ KERNEL_TESTS = (
     "tests/kernels/test_norm_act_triton.py",
     "tests/pipelines/test_views_triton.py",
 )
+# Of torch 2.11, when it compiles for the first time; to pytest every warning is an error here.
+TORCHS_OWN = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
 VERDICT = re.compile(r"^.*\b(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b.*$", re.MULTILINE)
 SUMMARY = re.compile(r"^(?:=+ )?(\d+ [a-z0-9, ]+ in [\d.]+s\b)", re.MULTILINE)
 BROKEN = re.compile(r"^((?:FAILED|ERROR) .+)$", re.MULTILINE)
@@ -45,7 +47,7 @@ def _pytest(bench: Bench, words: Sequence[str]) -> Row:
     if not (ROOT / "tests").is_dir():
         raise FileNotFoundError("there are no tests beside the package")
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", *words]
+    command += ["--continue-on-collection-errors", "-W", TORCHS_OWN, *words]
     if bench.tiny:
         command += ["--collect-only", "tests/gpu/test_training_on_cuda.py"]
     elif importlib.util.find_spec("xdist"):
