@@ -20,7 +20,7 @@ COMMANDS = {
     "convert": "make a .beton file of ImageNet, of a folder of images, or of CIFAR",
     "verify": "check a .beton file: every checksum, every image",
     "config": "what a preset would do: settings, steps, parameters, FLOPs",
-    "profile": "speed of a preset's training step, or (`profile data FILE`) of the loaders",
+    "profile": "speed of a preset's training; `profile data FILE`: of the loaders; `profile gpu`: of a GPU",
 }
 PROGRAM = "pcl-fast"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C

@@ -48,6 +48,16 @@ def run_together(runs: Sequence[Run], calls: PlainCalls | CapturedCalls) -> None
         raise (stops or lockstep.errors)[0]
 
 
+def to_all(runs: Sequence[Run]) -> Callable[[str], None]:
+    """What tells all of them."""
+
+    def say(message: str) -> None:
+        for run in runs:
+            run.say(message)
+
+    return say
+
+
 class _Lockstep:
     """The runs that are not at their end, each waiting for a step of `sizes` images."""
 

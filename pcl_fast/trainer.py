@@ -14,7 +14,7 @@ from pcl_fast.contract import OpenData, ViewBatch
 from pcl_fast.errors import DivergedError, PclError, Preempted
 from pcl_fast.evaluate import evaluate_state
 from pcl_fast.first_batch import check_views
-from pcl_fast.lockstep import run_together
+from pcl_fast.lockstep import run_together, to_all
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.signals import StopSignal
@@ -244,10 +244,5 @@ def train_together(trainers: Sequence[Trainer]) -> None:
     A run that fails ends alone. Raises what `Trainer.run` raises, when all have ended.
     """
     first = trainers[0]
-
-    def say(message: str) -> None:
-        for trainer in trainers:
-            trainer.say(message)
-
-    calls = make_calls(first.config.capture, first.device, say, first.config.compile)
+    calls = make_calls(first.config.capture, first.device, to_all(trainers), first.config.compile)
     run_together(trainers, calls)

@@ -19,8 +19,7 @@ def steps_of_noise(config: Config) -> int:
 class NoiseLoader:
     """Serves the same normal noise at every step of a resolved configuration; a `DeviceLoader`.
 
-    Of the layout and, for ImageNet, the precision that the data set's loaders would give; epochs are as long
-    as the data set's.
+    Of the layout and the precision that the data set's loaders would give; epochs are as long as its own.
     """
 
     is_even = True
@@ -34,7 +33,9 @@ class NoiseLoader:
         draws = torch.Generator(device).manual_seed(config.seed)
         rows = num_views * self.batch_size
         images = torch.randn((rows, 3, pixels, pixels), generator=draws, device=device)
-        narrow = config.data.dataset == "imagenet" and config.amp.dtype == "bfloat16"
+        narrow = config.amp.dtype == "bfloat16" and (
+            config.data.dataset == "imagenet" or device.type == "cuda"
+        )
         images = images.to(torch.bfloat16 if narrow else torch.float32)
         images = images.contiguous(memory_format=memory_format(config.channels_last))
         shape = (self.batch_size,)
