@@ -73,10 +73,16 @@ class CapturedCalls:
 
     def _capture(self, calls: Sequence[Call], key: Hashable) -> torch.cuda.CUDAGraph | None:
         """Capture without running. None if that fails, which changes nothing but this object."""
+        torch.cuda.empty_cache()  # as a capture does first: what plain calls have left is none of its memory
         before, began = torch.cuda.memory_reserved(self._device), time.perf_counter()
         graph = torch.cuda.CUDAGraph()
+        mode = "thread_local"
         try:
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            # The stream twice: where a capture fails, some versions of torch do not go back to that of before.
+            with (
+                torch.cuda.stream(self._stream),
+                torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode),
+            ):
                 self._side_by_side(calls)
         except Exception as error:  # whatever CUDA, torch or a user's network makes of it
             torch.cuda.synchronize(self._device)
