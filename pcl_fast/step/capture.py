@@ -78,7 +78,7 @@ class CapturedCalls:
         graph = torch.cuda.CUDAGraph()
         mode = "thread_local"
         try:
-            # The stream twice: where a capture fails, some versions of torch do not go back to that of before.
+            # The stream twice: some versions of torch do not leave it where a capture fails.
             with (
                 torch.cuda.stream(self._stream),
                 torch.cuda.graph(graph, stream=self._stream, capture_error_mode=mode),
