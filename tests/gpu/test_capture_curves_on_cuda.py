@@ -11,8 +11,9 @@ from tests.gpu.captured import BATCH, config_of, graphs, run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 EPOCHS, IMAGES = 4, 250 * BATCH
-# Means over 50 steps. Of two runs in float32 and bfloat16 on a CPU none differed by more than 2 %.
-BAND, MEAN_BAND = 0.05, 0.01
+# How far means over 50 steps may be apart, at most and on average; of the distillation losses as shares of
+# their largest. Between float32 and bfloat16 on a CPU they are 2 % and 4 %, on average 0.5 % and 1 %.
+BANDS = {"": (0.05, 0.01), "ce": (0.05, 0.01), "pe": (0.10, 0.03), "pm": (0.10, 0.03)}
 
 
 def curve(path: Path, capture: str, dtype: str, **changes: Any) -> list[Record]:
@@ -49,11 +50,11 @@ def test_a_thousand_replays_learn_as_eager_float32_does(
     tmp_path: Path, reference: list[Record], dtype: str
 ) -> None:
     found = curve(tmp_path, "on", dtype)
-    for terms in ("", "ce", "pe", "pm"):
+    for terms, (most, on_average) in BANDS.items():
         ours, theirs = means(found, terms), means(reference, terms)
         distance = (ours - theirs).abs() / (theirs if terms in ("", "ce") else theirs.max())
-        assert distance.max() < BAND, (terms, ours, theirs)
-        assert distance.mean() < MEAN_BAND, (terms, ours, theirs)
+        assert distance.max() < most, (terms, ours, theirs)
+        assert distance.mean() < on_average, (terms, ours, theirs)
     assert means(found, "ce")[-1] < 0.75 * means(found, "ce")[0], "nothing was learnt"
     for head, accuracy in reference[-1]["val"].items():
-        assert found[-1]["val"][head]["loss"] == pytest.approx(accuracy["loss"], rel=BAND), head
+        assert found[-1]["val"][head]["loss"] == pytest.approx(accuracy["loss"], rel=0.05), head
