@@ -85,13 +85,12 @@ class Slow:
 
 def test_slow_data_bind_and_what_is_made_ahead_leads() -> None:
     """Two samples of two steps; before each, the three batches that might have been made ahead, and one."""
-    config = tiny.tiny_config()
-    loader = Slow(tiny.tiny_data(config).train, 0.06)
+    config, seconds = tiny.tiny_config(), 0.1
+    loader = Slow(tiny.tiny_data(config).train, seconds)
     row = compare(config, ["eager"], {"eager": Source(loader, ahead=3)}, plan(), lambda _: None)[0]
     assert row.rates is not None
-    assert row.rates.data == pytest.approx(tiny.BATCH / 0.06, rel=0.3)
-    assert row.rates.end_to_end < row.rates.data
-    assert row.rates.waiting > 0.2
+    assert row.rates.data <= tiny.BATCH / seconds, "none of them was there before the clock ran"
+    assert row.rates.end_to_end < tiny.BATCH / seconds
     data = 1 + 2 * 3 + 2 * (3 + 2)
     training = 1 + 2 * (4 + 2) + 2  # and two steps counted
     assert loader.made == data + training

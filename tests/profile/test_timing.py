@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import pytest
 import torch
 
 from pcl_fast.profile.timing import Timed, Timing, time_interleaved
@@ -25,15 +24,15 @@ def test_ratios_are_those_of_the_work() -> None:
     timings = time_interleaved(
         {"long": Timed(sleeping(0.04), 1), "short": Timed(sleeping(0.01), 3)}, CPU, repeats=3
     )
-    assert timings["long"].median == pytest.approx(0.04, rel=0.3)
-    assert timings["short"].median == pytest.approx(0.01, rel=0.4)
+    assert 0.04 <= timings["long"].median < 0.1
+    assert 0.01 <= timings["short"].median < 0.03
     assert (timings["long"].ratio, timings["long"].ratio_spread) == (1, (1, 1))
     found = timings["short"]
     pairs = [a / b for a, b in zip(timings["long"].seconds, found.seconds, strict=True)]
     assert found.ratio == statistics.median(pairs)
     assert found.ratio_spread == (min(pairs), max(pairs))
     assert found.steps == 3
-    assert 2.5 < found.ratio < 5
+    assert 1.5 < found.ratio < 8
 
 
 def test_in_turn_and_what_leads_is_not_timed() -> None:
