@@ -89,7 +89,7 @@ def test_slow_data_bind_and_what_is_made_ahead_leads() -> None:
     loader = Slow(tiny.tiny_data(config).train, seconds)
     row = compare(config, ["eager"], {"eager": Source(loader, ahead=3)}, plan(), lambda _: None)[0]
     assert row.rates is not None
-    assert row.rates.data <= tiny.BATCH / seconds, "none of them was there before the clock ran"
+    assert row.rates.data <= tiny.BATCH / seconds
     assert row.rates.end_to_end < tiny.BATCH / seconds
     data = 1 + 2 * 3 + 2 * (3 + 2)
     training = 1 + 2 * (4 + 2) + 2  # and two steps counted
