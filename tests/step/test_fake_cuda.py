@@ -34,12 +34,10 @@ from tests.step.tiny import BATCH, CLASSES, SIZE, tiny_config
 CUDA = torch.device("cuda:0")
 METHODS: list[dict[str, Any]] = [
     {},
-    {"dtype": "float32", "num_peers": 2},
-    {"ema_bn": "copy", "num_peers": 2},
+    {"dtype": "float32", "num_peers": 3},
+    {"ema_bn": "copy", "view_per_peer": False, "trunk_views": "loop"},
     {"ema_bn": "ema", "num_peers": 1},
-    {"detach_ensemble": False, "num_peers": 2},
-    {"view_per_peer": False, "trunk_views": "loop", "num_peers": 2},
-    {"bn_views": "joint", "num_peers": 2},
+    {"detach_ensemble": False, "bn_views": "joint"},
     {"method": "vanilla"},
 ]
 
@@ -112,7 +110,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def make_step(method: str = "pcl", dtype: str = "bfloat16", **pcl: Any) -> DeviceStep:
     """A step with its loader and its schedules, all of it on the pretended device."""
-    config = tiny_config(dtype, **pcl)
+    options: dict[str, Any] = {"num_peers": 2} | pcl
+    config = tiny_config(dtype, **options)
     changes: dict[str, Any] = {"method": method, "device": str(CUDA), "channels_last": "on", "kernels": "off"}
     config = dataclasses.replace(config, **changes)
     state = build.build_state(config)
