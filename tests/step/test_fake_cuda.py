@@ -110,8 +110,8 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def make_step(method: str = "pcl", dtype: str = "bfloat16", **pcl: Any) -> DeviceStep:
     """A step with its loader and its schedules, all of it on the pretended device."""
-    options: dict[str, Any] = {"num_peers": 2} | pcl
-    config = tiny_config(dtype, **options)
+    usual: dict[str, Any] = {"num_peers": 2}
+    config = tiny_config(dtype, **(usual | pcl))
     changes: dict[str, Any] = {"method": method, "device": str(CUDA), "channels_last": "on", "kernels": "off"}
     config = dataclasses.replace(config, **changes)
     state = build.build_state(config)
