@@ -1,6 +1,7 @@
 """Compiled where that works; where it does not, the same results, and once a word why."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ def said() -> list[str]:
     return []
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_compiled_function_equals_the_eager_one_with_its_gradient(said: list[str]) -> None:
     torch.compiler.reset()
     compiled = Compiled(wave, said.append)
