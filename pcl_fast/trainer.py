@@ -241,6 +241,8 @@ class Trainer:
 def train_together(trainers: Sequence[Trainer]) -> None:
     """Train several runs on one device, a step of each side by side; they differ in nothing but their seed.
 
+    Each ends as it would alone, to the bit where kernels are deterministic, but for networks with dropout:
+    torch's random generator is one for all.
     A run that fails ends alone. Raises what `Trainer.run` raises, when all have ended.
     """
     first = trainers[0]

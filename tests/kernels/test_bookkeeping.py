@@ -1,9 +1,6 @@
 """The books of a step: by hand, and in Triton against plain torch."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pcl_fast.kernels.bookkeeping import Latch, add_up, look_up, watch
+from tests.gpu_compiler import assert_compiles
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BY_EPOCH = torch.tensor([[0.1, 0.01, 0.001], [1 / 3, 2 / 3, 1.0]], dtype=torch.float64, device=DEVICE)
 BY_STEP = torch.tensor([0.0, 0.5, 2 / 3, 0.75], dtype=torch.float64, device=DEVICE)
@@ -109,15 +106,6 @@ print("compiled")
 """
 
 
-def test_the_kernels_compile_for_a_gpu() -> None:
+def test_the_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+    assert_compiles(COMPILED, tmp_path)

@@ -1,11 +1,7 @@
 """BatchNorm, residual and ReLU in Triton, against float64: interpreted, and compiled for a GPU not there."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +9,10 @@ from torch import Tensor
 
 from pcl_fast.kernels import norm_act
 from pcl_fast.kernels.norm_act import NormState
+from tests.gpu_compiler import assert_compiles
 from tests.kernels.reference import LAST, copy_of, distance, image, in_float64, norm_state, outcome
 
 pytest.importorskip("triton", reason="triton is not installed")
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
@@ -212,13 +208,4 @@ print("compiled")
 
 
 def test_they_compile_for_a_gpu_without_atomics_and_read_ahead(tmp_path: Path) -> None:
-    environment: dict[str, Any] = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+    assert_compiles(COMPILED, tmp_path)

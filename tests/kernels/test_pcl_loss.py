@@ -1,8 +1,5 @@
 """PCL's loss and gradients in closed form against autograd, and in Triton against float64."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +12,8 @@ from pcl_fast.contract import PeerOutputs
 from pcl_fast.kernels.pcl_loss import LossRule, PclLoss, pcl_loss, reference, takes
 from pcl_fast.objectives.pcl import Pcl
 from pcl_fast.step.obstacles import find_obstacle
+from tests.gpu_compiler import assert_compiles
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BOTH = LossRule(temperature=3.0, ensemble_teacher=True, mean_teachers=True)
 NONE = LossRule(temperature=3.0, ensemble_teacher=False, mean_teachers=False)
@@ -275,13 +272,4 @@ print("compiled")
 
 def test_it_compiles_for_a_gpu_without_atomics(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+    assert_compiles(COMPILED, tmp_path)

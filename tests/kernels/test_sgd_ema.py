@@ -1,9 +1,6 @@
 """The update of all weights against torch's optimizer and averages, and in Triton against plain torch."""
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from pcl_fast.kernels import sgd_ema as module
 from pcl_fast.kernels.sgd_ema import CACHED, FlatBuffers, SgdRule, reference, sgd_ema, takes
 from pcl_fast.step.obstacles import find_obstacle
+from tests.gpu_compiler import assert_compiles
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NESTEROV = SgdRule(momentum=0.9, weight_decay=5e-4, nesterov=True)
 RULES = [NESTEROV, replace(NESTEROV, nesterov=False), replace(NESTEROV, momentum=0.0, nesterov=False)]
@@ -257,13 +254,4 @@ print("compiled")
 
 def test_it_compiles_for_a_gpu_with_the_widest_accesses_and_no_detour(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+    assert_compiles(COMPILED, tmp_path)

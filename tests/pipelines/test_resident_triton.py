@@ -1,8 +1,5 @@
 """A resident batch in Triton against the plain way, to the bit: interpreted here, compiled for a GPU."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +8,9 @@ import torch
 from pcl_fast.contract import ViewBatch
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.resident import ResidentTrainLoader, TrainOptions
+from tests.gpu_compiler import assert_compiles
 
 pytest.importorskip("triton", reason="triton is not installed")
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -101,14 +98,5 @@ print("compiled")
 """
 
 
-def test_the_kernel_compiles_for_a_gpu() -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+def test_the_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    assert_compiles(COMPILED, tmp_path)

@@ -1,8 +1,5 @@
 """The Triton views against plain torch: interpreted here, compiled for a GPU that need not be there."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,10 @@ from pipelines.colours import ColourRule, draw_colours
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.resample import reference_views
 from pipelines.view_spec import ViewSpec
+from tests.gpu_compiler import assert_compiles
 from tests.pipelines.pictures import boxes_of, noise, padded, plain, sizes_of
 
 pytest.importorskip("triton", reason="triton is not installed")
-REPOSITORY = Path(__file__).resolve().parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = [(30, 45), (1, 1), (59, 3)]
 
@@ -127,13 +124,4 @@ print("compiled")
 
 
 def test_they_compile_for_a_gpu_and_boxes_use_correctly_rounded_operations_only(tmp_path: Path) -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILED],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=55,
-    )
-    assert run.stdout == "compiled\n", run.stderr
+    assert_compiles(COMPILED, tmp_path)
