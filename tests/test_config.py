@@ -56,6 +56,15 @@ RULES: list[tuple[Callable[..., Any], str, Any, str, str]] = [
     (TrainConfig, "eval_every", 0, "--train.eval-every 0", "at least 1"),
     (TrainConfig, "save_every", 0, "--train.save-every 0", "at least 1"),
     (TrainConfig, "log_every", -1, "--train.log-every -1", "at least 1"),
+    (TrainConfig, "skip_spikes", 1.0, "--train.skip-spikes 1.0", "above 1, or 0"),
+    (TrainConfig, "skip_at_most", 0, "--train.skip-at-most 0", "at least 1"),
+    (DataConfig, "resize_from", 100, "--data.resize-from 100", "multiple of 32"),
+    (DataConfig, "resize_from", 64, "--data.resize-from 64", "at most 32"),
+    (DataConfig, "resize_until", 0.0, "--data.resize-until 0.0", "a share"),
+    (OptimConfig, "lr_batch", 0, "--optim.lr-batch 0", "at least 1"),
+    (OptimConfig, "warmup_epochs", -1.0, "--optim.warmup-epochs -1.0", "0 or more"),
+    (DistConfig, "timeout", 0.0, "--dist.timeout 0.0", "positive number of seconds"),
+    (Config, "ranks", 0, "--ranks 0", "at least 1"),
     (Config, "seed", -1, "--seed -1", "0 to 4294967295"),
     (Config, "seed", 2**32, "--seed 4294967296", "0 to 4294967295"),
 ]
@@ -91,8 +100,10 @@ def test_values_at_the_edge_are_taken() -> None:
         "save_every",
         "save_seconds",
         "log_every",
+        "skip_at_most",
     }
-    assert set(dataclasses.asdict(TrainConfig(**dict.fromkeys(ones, 1))).values()) == {1}
+    assert TrainConfig(skip_spikes=0.0) == TrainConfig()
+    assert set(dataclasses.asdict(TrainConfig(**dict.fromkeys(ones, 1))).values()) == {0.0, 1}
     config = Config(seed=2**32 - 1, data=DataConfig(subset=1, workers=0))
     assert (config.seed, config.data.subset, config.data.workers) == (2**32 - 1, 1, 0)
 
@@ -102,6 +113,15 @@ def test_classes_and_size_are_those_given_or_the_data_sets() -> None:
     assert (DataConfig(dataset="imagenet").classes, DataConfig(dataset="imagenet").pixels) == (1000, 224)
     given = DataConfig(dataset="imagenet", num_classes=18, image_size=96)
     assert (given.classes, given.pixels) == (18, 96)
+
+
+def test_the_learning_rate_follows_the_global_batch_where_that_is_wanted() -> None:
+    train = TrainConfig(batch_size=64)
+    assert Config(train=train, ranks=8).global_batch == 512
+    assert Config(train=train).global_batch == 64
+    assert Config(train=train, ranks=8).initial_lr == 0.1
+    scaled = Config(train=train, ranks=8, optim=OptimConfig(lr=0.1, lr_batch=256))
+    assert scaled.initial_lr == pytest.approx(0.2, rel=1e-15)
 
 
 def test_a_configuration_cannot_be_changed() -> None:
