@@ -11,6 +11,7 @@ import pytest
 from pcl_fast.config import (
     Config,
     DataConfig,
+    DistConfig,
     OptimConfig,
     PclConfig,
     TrainConfig,
