@@ -8,9 +8,13 @@ from collections.abc import Iterable
 
 
 class PclError(Exception):
-    """Base of all errors meant for a user; `exit_code` is what the command line ends with."""
+    """Base of all errors meant for a user; `exit_code` is what the command line ends with.
+
+    `told_elsewhere`: another rank tells the user of it.
+    """
 
     exit_code = 1
+    told_elsewhere = False
 
 
 class ConfigError(PclError, ValueError):
