@@ -49,16 +49,21 @@ class PeerOutputs:
 
 
 class TrainLoader(Protocol):
-    """An endless source of epochs; what an epoch holds depends on (seed, epoch) alone."""
+    """An endless source of epochs; what an epoch holds depends on (seed, epoch) alone.
+
+    Of several ranks each has a loader, which serves its share of every global batch: the same samples a
+    step for any number of ranks whose batches add up to the same. All ranks have as many batches, and a
+    batch has a sample for each.
+    """
 
     @property
     def num_samples(self) -> int:
-        """Samples in the data set."""
+        """Samples in the data set, those of all ranks."""
         ...
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch, the same for every rank."""
         ...
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
@@ -76,7 +81,7 @@ class DeviceLoader(TrainLoader, Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch."""
+        """Images in a batch, of this rank."""
         ...
 
     @property
@@ -94,15 +99,19 @@ class DeviceLoader(TrainLoader, Protocol):
 
 
 class EvalLoader(Protocol):
-    """A finite source of evaluation batches in which every sample occurs exactly once."""
+    """A finite source of evaluation batches in which every sample occurs exactly once.
+
+    Of several ranks each has a loader, and every sample occurs for exactly one of them. Numbers of batches
+    may differ, and a rank has none where there are fewer samples than ranks.
+    """
 
     @property
     def num_samples(self) -> int:
-        """Samples in the data set."""
+        """Samples in the data set, those of all ranks."""
         ...
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        """Yield every batch once."""
+        """Yield every batch of this rank once."""
         ...
 
 

@@ -61,6 +61,43 @@ def share(count: int, rank: int, world_size: int) -> slice:
     return slice(count * rank // world_size, count * (rank + 1) // world_size)
 
 
+def check_rank(rank: int, world_size: int) -> None:
+    """Refuse a rank that its world does not have.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if not 0 <= rank < world_size:
+        raise ConfigError(
+            f"rank {rank} of {world_size} cannot be served: ranks are 0 to the number of them - 1"
+        )
+
+
+def check_last_batch(num_samples: int, global_batch: int, world_size: int, drop_last: bool) -> None:
+    """Refuse a last batch too short to give every rank a sample.
+
+    Raises:
+        ConfigError: with the way to leave it out.
+    """
+    rest = num_samples % global_batch
+    if not drop_last and 0 < rest < world_size:
+        raise ConfigError(
+            f"--no-data.drop-last: the last batch has {rest} images for {world_size} ranks; "
+            "leave it out (--data.drop-last)"
+        )
+
+
+def rank_order(order_N: Tensor, global_batch: int, rank: int, world_size: int) -> Tensor:
+    """One rank's share of each global batch of an order, one after the other.
+
+    But for a shorter last one, all its batches are of `global_batch / world_size`.
+    """
+    whole = len(order_N) // global_batch * global_batch
+    rest_N = order_N[whole:]
+    batches_SWB = order_N[:whole].view(-1, world_size, global_batch // world_size)
+    return torch.cat([batches_SWB[:, rank].flatten(), rest_N[share(len(rest_N), rank, world_size)]])
+
+
 @dataclass(frozen=True, slots=True)
 class EpochPlan:
     """Which samples a rank trains on at each step of each epoch.
@@ -93,12 +130,7 @@ class EpochPlan:
             )
         global_batch = options.batch_size * options.world_size
         steps = steps_per_epoch(num_samples, global_batch, options.drop_last)
-        rest = num_samples % global_batch
-        if not options.drop_last and 0 < rest < options.world_size:
-            raise ConfigError(
-                f"--no-data.drop-last: the last batch has {rest} images for {options.world_size} ranks; "
-                "leave it out (--data.drop-last)"
-            )
+        check_last_batch(num_samples, global_batch, options.world_size, options.drop_last)
         if steps == 0:
             raise DataError(
                 f"{num_samples} training images do not fill one batch of {global_batch}: "

@@ -16,29 +16,49 @@ from pcl_fast.device import has_triton
 from pcl_fast.errors import ConfigError, DataError
 from pipelines.cifar_views import CropTable, Normaliser, draw_crops
 from pipelines.normalisation import Normalisation
-from pipelines.order import check_first_step, epoch_order, steps_per_epoch
+from pipelines.order import (
+    check_first_step,
+    check_last_batch,
+    check_rank,
+    epoch_order,
+    rank_order,
+    share,
+    steps_per_epoch,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalOptions:
-    """How a resident data set is served: in batches of `batch_size`, on `device`, in one layout."""
+    """How a resident data set is served: in batches of `batch_size`, on `device`, in one layout.
+
+    In evaluation every sample goes to exactly one of the `world_size` ranks.
+    """
 
     batch_size: int
     num_classes: int
     normalisation: Normalisation
     device: torch.device
     channels_last: bool
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ConfigError(f"the batch size is {self.batch_size}: it must be at least 1")
+        check_rank(self.rank, self.world_size)
+
+    @property
+    def global_batch(self) -> int:
+        """Images in a batch of all ranks."""
+        return self.batch_size * self.world_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOptions(EvalOptions):
     """How a resident data set is served for training; `seed` has 32 bits.
 
-    Views are float32, or of `dtype` where a kernel makes them: on CUDA, channels-last.
+    Views are float32, or of `dtype` where a kernel makes them: on CUDA, channels-last. A global batch is
+    `batch_size * world_size` samples, of which each rank has its part.
     """
 
     num_views: int
@@ -60,6 +80,7 @@ class ResidentTrainLoader:
     A view depends on (seed, epoch, sample, view) alone and the order on (seed, epoch): neither the
     batch size nor the step an epoch is resumed at changes what a sample looks like. A pass over the
     data is drawn at its start (a few milliseconds); a step is then gathers and the normalisation.
+    Of several ranks each holds all images and draws its own share of the pass.
     """
 
     def __init__(self, images_NCHW: Tensor, labels_N: Tensor, options: TrainOptions) -> None:
@@ -68,14 +89,17 @@ class ResidentTrainLoader:
         Raises:
             DataError: for data that is empty, too little for one batch, or not of these types,
                 shapes and classes.
+            ConfigError: for a last batch too short to give every rank a sample.
         """
         check_data(images_NCHW, labels_N, options)
         self.options = options
         self.num_samples = len(images_NCHW)
-        self.steps_per_epoch = steps_per_epoch(self.num_samples, options.batch_size, options.drop_last)
+        global_batch = options.global_batch
+        check_last_batch(self.num_samples, global_batch, options.world_size, options.drop_last)
+        self.steps_per_epoch = steps_per_epoch(self.num_samples, global_batch, options.drop_last)
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{self.num_samples} training samples do not fill one batch of {options.batch_size}: "
+                f"{self.num_samples} training samples do not fill one batch of {global_batch}: "
                 "use a smaller batch size, more samples, or keep the last, shorter batch"
             )
         size = (images_NCHW.shape[2], images_NCHW.shape[3])
@@ -83,7 +107,7 @@ class ResidentTrainLoader:
         self.table = CropTable(images_NCHW, options.device, options.channels_last)
         self.normalise = Normaliser(options.normalisation, size, options.device, options.channels_last)
         self.batch_size = options.batch_size
-        self.is_even = self.steps_per_epoch * options.batch_size <= self.num_samples
+        self.is_even = self.steps_per_epoch * global_batch <= self.num_samples
         self._laid: Epoch | None = None
         self._rows_B = torch.arange(options.batch_size, device=options.device)
 
@@ -146,7 +170,8 @@ class ResidentTrainLoader:
     def _lay_out(self, epoch: int) -> "Epoch":
         options = self.options
         order_N = epoch_order(self.num_samples, options.seed, epoch, options.device)
-        order_N = order_N[: self.steps_per_epoch * options.batch_size]
+        order_N = order_N[: self.steps_per_epoch * options.global_batch]
+        order_N = rank_order(order_N, options.global_batch, options.rank, options.world_size)
         crops = draw_crops(order_N, options.num_views, options.seed, epoch)
         return Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
 
@@ -157,7 +182,7 @@ class ResidentTrainLoader:
 
 
 class Epoch(NamedTuple):
-    """An epoch on the device: the samples in order, where each of their views begins, their labels."""
+    """A rank's epoch on the device: its samples in order, where each of their views begins, their labels."""
 
     order_N: Tensor
     starts_VNP: Tensor
@@ -167,7 +192,8 @@ class Epoch(NamedTuple):
 class ResidentEvalLoader:
     """Serves un-augmented images held on the device; an `EvalLoader`.
 
-    The samples come in their own order, and the last batch is shorter if need be.
+    The samples come in their own order, and the last batch is shorter if need be. Of several ranks each
+    holds and serves its share, a run of samples; `num_samples` are those of all ranks.
     """
 
     def __init__(self, images_NCHW: Tensor, labels_N: Tensor, options: EvalOptions) -> None:
@@ -181,13 +207,14 @@ class ResidentEvalLoader:
         size = (images_NCHW.shape[2], images_NCHW.shape[3])
         self.num_samples = len(images_NCHW)
         self.batch_size = options.batch_size
-        self.images_NCHW = images_NCHW.to(options.device, memory_format=layout)
-        self.labels_N = labels_N.to(options.device)
+        mine = share(self.num_samples, options.rank, options.world_size)
+        self.images_NCHW = images_NCHW[mine].to(options.device, memory_format=layout)
+        self.labels_N = labels_N[mine].to(options.device)
         self.normalise = Normaliser(options.normalisation, size, options.device, options.channels_last)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """Yield every batch once."""
-        for begin in range(0, self.num_samples, self.batch_size):
+        for begin in range(0, len(self.labels_N), self.batch_size):
             batch = slice(begin, begin + self.batch_size)
             yield EvalBatch(self.normalise(self.images_NCHW[batch]), self.labels_N[batch])
 

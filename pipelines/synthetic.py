@@ -11,12 +11,18 @@ from torch import Tensor
 
 from pcl_fast.contract import EvalBatch, ViewBatch
 from pcl_fast.errors import ConfigError
-from pipelines.order import check_first_step, steps_per_epoch
+from pipelines.order import check_first_step, check_rank, share, steps_per_epoch
+
+# Of two ranks; CPU generators take 32 bits of a seed. Odd, and far from what seeds differ by.
+SEEDS_APART = 0x9E3779B1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyntheticOptions:
-    """The size of the pretended data set and of its batches. `num_views` is not used in evaluation."""
+    """The size of the pretended data set and of its batches. `num_views` is not used in evaluation.
+
+    Each of the `world_size` ranks has batches of `batch_size`, and noise of its own.
+    """
 
     num_samples: int
     num_classes: int
@@ -26,8 +32,11 @@ class SyntheticOptions:
     device: torch.device
     num_views: int = 1
     channels_last: bool = False
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
+        check_rank(self.rank, self.world_size)
         for name in ("num_samples", "num_classes", "image_size", "batch_size", "num_views"):
             if getattr(self, name) < 1:
                 raise ConfigError(
@@ -45,15 +54,17 @@ class SyntheticTrainLoader:
             ConfigError: if the samples do not fill one batch.
         """
         self.num_samples = options.num_samples
-        self.steps_per_epoch = steps_per_epoch(options.num_samples, options.batch_size, drop_last=True)
+        global_batch = options.batch_size * options.world_size
+        self.steps_per_epoch = steps_per_epoch(options.num_samples, global_batch, drop_last=True)
         if self.steps_per_epoch == 0:
             raise ConfigError(
-                f"{options.num_samples} synthetic samples do not fill one batch of {options.batch_size}: "
+                f"{options.num_samples} synthetic samples do not fill one batch of {global_batch}: "
                 "use a smaller batch size or more samples"
             )
         images, labels_B = _noise(options, options.num_views)
         views_VBCHW = images.unflatten(0, (options.num_views, options.batch_size))
-        ids_B = torch.arange(options.batch_size, device=options.device)
+        ids_B = torch.arange(global_batch, device=options.device)
+        ids_B = ids_B[share(global_batch, options.rank, options.world_size)]
         self.batch = ViewBatch(views_VBCHW, labels_B, ids_B)
         self.batch_size = options.batch_size
         self.is_even = True
@@ -81,21 +92,26 @@ class SyntheticTrainLoader:
 
 
 class SyntheticEvalLoader:
-    """Serves one fixed batch of normal noise until the samples are used up; an `EvalLoader`."""
+    """Serves one fixed batch of normal noise until its rank's samples are used up; an `EvalLoader`.
+
+    `num_samples` are those of all ranks.
+    """
 
     def __init__(self, options: SyntheticOptions) -> None:
         self.num_samples = options.num_samples
+        self._mine = range(options.num_samples)[share(options.num_samples, options.rank, options.world_size)]
         self.images_BCHW, self.labels_B = _noise(options, num_views=1)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """Yield every batch once, the last one shorter if need be."""
-        for left in range(self.num_samples, 0, -len(self.labels_B)):
+        for left in range(len(self._mine), 0, -len(self.labels_B)):
             yield EvalBatch(self.images_BCHW[:left], self.labels_B[:left])
 
 
 def _noise(options: SyntheticOptions, num_views: int) -> tuple[Tensor, Tensor]:
     """Images `[num_views * B, 3, H, W]` in the layout asked for, and labels `[B]`."""
-    draws = torch.Generator(options.device).manual_seed(options.seed)
+    seed = (options.seed + SEEDS_APART * options.rank) % (1 << 32)
+    draws = torch.Generator(options.device).manual_seed(seed)
     shape = (num_views * options.batch_size, 3, options.image_size, options.image_size)
     images = torch.randn(shape, generator=draws, device=options.device)
     labels_B = torch.randint(

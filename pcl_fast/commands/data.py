@@ -1,6 +1,7 @@
 """Opening the data set of a run: the one place where data sets, pipelines and trainer meet."""
 
 import contextlib
+import dataclasses
 from collections.abc import Generator
 
 import torch
@@ -40,32 +41,33 @@ def fit_to_data(config: Config) -> Config:
 
 
 @contextlib.contextmanager
-def opened_data(config: Config, num_views: int) -> Generator[OpenData]:
+def opened_data(config: Config, num_views: int, rank: int = 0) -> Generator[OpenData]:
     """The loaders of `open_data` within a block, which closes them."""
-    data = open_data(config, num_views)
+    data = open_data(config, num_views, rank)
     try:
         yield data
     finally:
         data.close()
 
 
-def open_data(config: Config, num_views: int) -> OpenData:
+def open_data(config: Config, num_views: int, rank: int = 0) -> OpenData:
     """The loaders of a resolved configuration, with `num_views` views of every training image.
 
+    Of the configuration's ranks each opens its own: `rank` has its share of every batch.
     DataError if the data set is not there or not as it should be.
     """
     if config.data.backend == "synthetic":
-        return OpenData(_synthetic_train(config, num_views), _synthetic_val(config))
+        return OpenData(_synthetic_train(config, num_views, rank), _synthetic_val(config, rank))
     if config.data.dataset == "imagenet":
-        return image_data.open_image_data(config, num_views)
+        return image_data.open_image_data(config, num_views, rank)
     arrays = load_cifar(config.data.dataset, config.data.root)
-    return OpenData(_resident_train(config, num_views, arrays), _resident_val(config, arrays))
+    return OpenData(_resident_train(config, num_views, arrays, rank), _resident_val(config, arrays, rank))
 
 
 @contextlib.contextmanager
 def opened_val(config: Config) -> Generator[EvalLoader]:
-    """The evaluation loader of `opened_data` alone; the training images need not be there."""
-    val = _open_val(config)
+    """The evaluation loader alone, of all images, however many ranks trained; training images may be gone."""
+    val = _open_val(dataclasses.replace(config, ranks=1))
     try:
         yield val
     finally:
@@ -74,13 +76,13 @@ def opened_val(config: Config) -> Generator[EvalLoader]:
 
 def _open_val(config: Config) -> EvalLoader:
     if config.data.backend == "synthetic":
-        return _synthetic_val(config)
+        return _synthetic_val(config, rank=0)
     if config.data.dataset == "imagenet":
-        return image_data.open_val_images(config)
-    return _resident_val(config, load_cifar(config.data.dataset, config.data.root))
+        return image_data.open_val_images(config, rank=0)
+    return _resident_val(config, load_cifar(config.data.dataset, config.data.root), rank=0)
 
 
-def _resident_train(config: Config, num_views: int, arrays: CifarArrays) -> TrainLoader:
+def _resident_train(config: Config, num_views: int, arrays: CifarArrays, rank: int) -> TrainLoader:
     subset, available = config.data.subset, len(arrays.train_images)
     if subset is not None and subset > available:
         raise ConfigError(f"--data.subset {subset}: {config.data.dataset} has {available} training images")
@@ -94,35 +96,40 @@ def _resident_train(config: Config, num_views: int, arrays: CifarArrays) -> Trai
         seed=config.seed,
         drop_last=config.data.drop_last,
         dtype=torch.bfloat16 if config.amp.dtype == "bfloat16" else torch.float32,
+        rank=rank,
+        world_size=config.ranks or 1,
     )
     images, labels = map(torch.from_numpy, (arrays.train_images[:subset], arrays.train_labels[:subset]))
     return ResidentTrainLoader(images, labels, options)
 
 
-def _resident_val(config: Config, arrays: CifarArrays) -> EvalLoader:
+def _resident_val(config: Config, arrays: CifarArrays, rank: int) -> EvalLoader:
     options = EvalOptions(
         batch_size=config.train.eval_batch_size,
         num_classes=arrays.num_classes,
         normalisation=NORMALISATIONS[config.data.dataset],
         device=torch.device(config.device),
         channels_last=config.channels_last == "on",
+        rank=rank,
+        world_size=config.ranks or 1,
     )
     images, labels = map(torch.from_numpy, (arrays.test_images, arrays.test_labels))
     return ResidentEvalLoader(images, labels, options)
 
 
-def _synthetic_train(config: Config, num_views: int) -> TrainLoader:
+def _synthetic_train(config: Config, num_views: int, rank: int) -> TrainLoader:
     num_samples = config.data.subset or TRAIN_IMAGES[config.data.dataset]
-    return SyntheticTrainLoader(_synthetic(config, num_samples, config.train.batch_size, num_views))
+    options = _synthetic(config, rank, num_samples, config.train.batch_size)
+    return SyntheticTrainLoader(dataclasses.replace(options, num_views=num_views))
 
 
-def _synthetic_val(config: Config) -> EvalLoader:
+def _synthetic_val(config: Config, rank: int) -> EvalLoader:
     num_samples = TEST_IMAGES[config.data.dataset]
     batch_size = min(config.train.eval_batch_size, num_samples)
-    return SyntheticEvalLoader(_synthetic(config, num_samples, batch_size, num_views=1))
+    return SyntheticEvalLoader(_synthetic(config, rank, num_samples, batch_size))
 
 
-def _synthetic(config: Config, num_samples: int, batch_size: int, num_views: int) -> SyntheticOptions:
+def _synthetic(config: Config, rank: int, num_samples: int, batch_size: int) -> SyntheticOptions:
     return SyntheticOptions(
         num_samples=num_samples,
         num_classes=config.data.classes,
@@ -130,6 +137,7 @@ def _synthetic(config: Config, num_samples: int, batch_size: int, num_views: int
         batch_size=batch_size,
         seed=config.seed,
         device=torch.device(config.device),
-        num_views=num_views,
         channels_last=config.channels_last == "on",
+        rank=rank,
+        world_size=config.ranks or 1,
     )

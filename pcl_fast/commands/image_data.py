@@ -75,26 +75,27 @@ def count_train_images(config: Config) -> int | None:
     return None if given is None else len(open_images(given).labels_N)
 
 
-def open_image_data(config: Config, num_views: int) -> OpenData:
-    """The loaders of the configured backend.
+def open_image_data(config: Config, num_views: int, rank: int) -> OpenData:
+    """The loaders of the configured backend, for one of the configuration's ranks.
 
     Raises:
         ConfigError: if no images are given, the backend cannot read them, or is not installed.
         DataError: if they cannot be used.
     """
-    return OpenData(_open_train(config, num_views), open_val_images(config))
+    return OpenData(_open_train(config, num_views, rank), open_val_images(config, rank))
 
 
-def open_val_images(config: Config) -> EvalLoader:
+def open_val_images(config: Config, rank: int) -> EvalLoader:
     """The evaluation loader of the configured backend; raises as `open_image_data` does."""
     path = _readable(config, config.data.val, "val")
     size = config.data.pixels
     resize = round(size * RESIZE_OVER_CROP)
-    options = ImageEvalOptions(batch_size=config.train.eval_batch_size, resize=resize, **_common(config))
+    common = _common(config, rank)
+    options = ImageEvalOptions(batch_size=config.train.eval_batch_size, resize=resize, **common)
     return _loader(config.data.backend, "EvalLoader")(path, options)
 
 
-def _open_train(config: Config, num_views: int) -> TrainLoader:
+def _open_train(config: Config, num_views: int, rank: int) -> TrainLoader:
     data = config.data
     options = ImageTrainOptions(
         batch_size=config.train.batch_size,
@@ -104,12 +105,12 @@ def _open_train(config: Config, num_views: int) -> TrainLoader:
         order=data.order,
         window_pages=data.window_pages,
         subset=data.subset,
-        **_common(config),
+        **_common(config, rank),
     )
     return _loader(data.backend, "TrainLoader")(_readable(config, data.train, "train"), options)
 
 
-def _common(config: Config) -> dict[str, Any]:
+def _common(config: Config, rank: int) -> dict[str, Any]:
     """What both loaders are told."""
     data = config.data
     return {
@@ -123,6 +124,8 @@ def _common(config: Config) -> dict[str, Any]:
         "workers": default_workers() if data.workers is None else data.workers,
         "decode": data.decode,
         "crops": data.crops,
+        "rank": rank,
+        "world_size": config.ranks or 1,
     }
 
 

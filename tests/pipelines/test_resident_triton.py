@@ -14,18 +14,20 @@ pytest.importorskip("triton", reason="triton is not installed")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def make_loader(height: int, width: int, views: int = 2, batch: int = 3, name: str = "cifar100"):
+def make_loader(height: int, width: int, views: int = 2, rank: int = 0, world_size: int = 1):
     draws = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (14, 3, height, width), generator=draws, dtype=torch.uint8)
     options = TrainOptions(
-        batch_size=batch,
+        batch_size=3,
         num_classes=10,
-        normalisation=NORMALISATIONS[name],
+        normalisation=NORMALISATIONS["cifar100"],
         device=DEVICE,
         channels_last=True,
         num_views=views,
         seed=7,
         drop_last=True,
+        rank=rank,
+        world_size=world_size,
     )
     return ResidentTrainLoader(images, torch.arange(14) % 10, options)
 
@@ -53,6 +55,18 @@ def test_batches_of_an_epoch_are_those_of_plain_torch(size: tuple[int, int], vie
             assert found.views_VBCHW.stride() == expected.views_VBCHW.stride()
             assert torch.equal(found.labels_B, expected.labels_B)
             assert torch.equal(found.sample_ids_B, expected.sample_ids_B)
+
+
+def test_ranks_share_the_batches_of_one() -> None:
+    alone, ranks = make_loader(6, 6), [make_loader(6, 6, rank=rank, world_size=2) for rank in range(2)]
+    for loader in (alone, *ranks):
+        loader.begin(2)
+    for _ in range(2):
+        halves = [taken_by_kernel(alone, torch.float32) for _ in range(2)]
+        for half, loader in zip(halves, ranks, strict=True):
+            found = taken_by_kernel(loader, torch.float32)
+            assert torch.equal(found.views_VBCHW, half.views_VBCHW)
+            assert torch.equal(found.sample_ids_B, half.sample_ids_B)
 
 
 def test_it_goes_on_at_the_step_begun_with() -> None:

@@ -68,3 +68,33 @@ def test_impossible_sizes_are_refused() -> None:
         replace(OPTIONS, image_size=0)
     with pytest.raises(ConfigError, match="step 3: it has 2 steps"):
         SyntheticTrainLoader(OPTIONS).epoch(0, 3)
+
+
+def of_ranks(world_size: int, **changes: int) -> list[SyntheticOptions]:
+    return [replace(OPTIONS, rank=rank, world_size=world_size, **changes) for rank in range(world_size)]
+
+
+def test_ranks_have_noise_and_samples_of_their_own() -> None:
+    loaders = [SyntheticTrainLoader(options) for options in of_ranks(2)]
+    assert {loader.steps_per_epoch for loader in loaders} == {1}
+    first, second = (next(loader.epoch(0)) for loader in loaders)
+    assert torch.equal(first.views_VBCHW, next(SyntheticTrainLoader(OPTIONS).epoch(0)).views_VBCHW)
+    assert not torch.equal(first.views_VBCHW, second.views_VBCHW)
+    assert [batch.sample_ids_B.tolist() for batch in (first, second)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    with pytest.raises(ConfigError, match="11 synthetic samples do not fill one batch of 12"):
+        SyntheticTrainLoader(of_ranks(3)[0])
+
+
+def test_ranks_of_neighbouring_seeds_have_other_noise() -> None:
+    one, other = SyntheticTrainLoader(of_ranks(2)[1]), SyntheticTrainLoader(replace(OPTIONS, seed=4))
+    assert not torch.equal(one.batch.views_VBCHW, other.batch.views_VBCHW)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 11, 30])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_evaluate_exactly_so_many_together(num_samples: int, world_size: int) -> None:
+    loaders = [SyntheticEvalLoader(options) for options in of_ranks(world_size, num_samples=num_samples)]
+    assert {loader.num_samples for loader in loaders} == {num_samples}
+    counts = [sum(len(batch.labels_B) for batch in loader) for loader in loaders]
+    assert sum(counts) == num_samples
+    assert max(counts) - min(counts) <= 1

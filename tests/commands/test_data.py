@@ -1,0 +1,74 @@
+"""The loaders that a configuration opens for each of its ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pcl_fast.commands.data import fit_to_data, opened_data, opened_val
+from pcl_fast.config import Config, DataConfig, TrainConfig
+from pcl_fast.device import resolve
+from tests.datasets_prep.pictures import convert_folder, write_folder
+
+IMAGES, VIEWS, GLOBAL_BATCH = 26, 2, 8
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos")
+    write_folder(path / "photos", images=IMAGES)
+    convert_folder(path / "photos", path / "photos.beton")
+    return path / "photos.beton"
+
+
+@pytest.fixture
+def configs(photos: Path, small_cifar: None) -> dict[str, DataConfig]:
+    pictures: dict[str, Any] = {"dataset": "imagenet", "train": photos, "val": photos, "image_size": 12}
+    return {
+        "resident": DataConfig(),
+        "synthetic": DataConfig(backend="synthetic", subset=48),
+        "torch": DataConfig(backend="torch", workers=0, **pictures),
+    }
+
+
+def configured(data: DataConfig, ranks: int | None) -> Config:
+    train = TrainConfig(batch_size=GLOBAL_BATCH // (ranks or 1), eval_batch_size=6)
+    config = Config(data=data, train=train, ranks=ranks, device="cpu")
+    return resolve(fit_to_data(config))
+
+
+@pytest.mark.parametrize("backend", ["resident", "synthetic", "torch"])
+def test_every_rank_opens_its_share(configs: dict[str, DataConfig], backend: str) -> None:
+    config = configured(configs[backend], ranks=2)
+    with opened_data(config, VIEWS) as first, opened_data(config, VIEWS, rank=1) as second:
+        for batches in zip(first.train.epoch(1), second.train.epoch(1), strict=True):
+            ids = torch.cat([batch.sample_ids_B for batch in batches])
+            assert len(ids.unique()) == GLOBAL_BATCH
+            assert {len(batch.labels_B) for batch in batches} == {GLOBAL_BATCH // 2}
+        assert first.val.num_samples == second.val.num_samples
+        counts = [sum(len(batch.labels_B) for batch in data.val) for data in (first, second)]
+        assert sum(counts) == first.val.num_samples
+        assert abs(counts[0] - counts[1]) <= 1
+
+
+@pytest.mark.parametrize("backend", ["resident", "torch"])
+def test_global_batches_are_those_of_one_process(configs: dict[str, DataConfig], backend: str) -> None:
+    alone, shared = (configured(configs[backend], ranks) for ranks in (None, 2))
+    with (
+        opened_data(alone, VIEWS) as data,
+        opened_data(shared, VIEWS) as first,
+        opened_data(shared, VIEWS, rank=1) as second,
+    ):
+        parts = zip(first.train.epoch(0), second.train.epoch(0), strict=True)
+        for whole, batches in zip(data.train.epoch(0), parts, strict=True):
+            joined = torch.cat([batch.views_VBCHW for batch in batches], 1)
+            assert torch.equal(joined, whole.views_VBCHW)
+
+
+@pytest.mark.parametrize("backend", ["resident", "synthetic", "torch"])
+def test_a_process_alone_evaluates_on_everything(configs: dict[str, DataConfig], backend: str) -> None:
+    """Also a run that several ranks trained."""
+    config = configured(configs[backend], ranks=2)
+    with opened_val(config) as val:
+        assert sum(len(batch.labels_B) for batch in val) == val.num_samples
