@@ -13,6 +13,16 @@ def learning_rate(start: float, epoch: int, epochs: int, milestones: Sequence[fl
     return start * gamma**passed
 
 
+def warmup_factor(step: int, warmup_steps: float) -> float:
+    """min(1, s / S), what the learning rate is multiplied by at step s = 1, 2, ...; S = 0 for no warm-up.
+
+    S is `warmup_epochs` times the steps of an epoch, and need not be whole.
+    """
+    assert step >= 1, "steps are counted from 1"
+    warmup_steps = round(warmup_steps, 9)  # 0.07 of 100 steps are 7, not 7.000000000000001
+    return 1.0 if step >= warmup_steps else step / warmup_steps
+
+
 def milestone_epoch(share: float, epochs: int) -> int:
     """The first epoch (0-based) at or after `share` of the run."""
     return math.ceil(round(share * epochs, 9))

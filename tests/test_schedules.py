@@ -5,7 +5,13 @@ import math
 
 import pytest
 
-from pcl_fast.schedules import ema_coefficient, learning_rate, milestone_epoch, rampup_weight
+from pcl_fast.schedules import (
+    ema_coefficient,
+    learning_rate,
+    milestone_epoch,
+    rampup_weight,
+    warmup_factor,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,21 @@ def test_the_rate_falls_once_at_each_milestone() -> None:
     assert rates == pytest.approx([0.4] * 3 + [0.2] * 2 + [0.1] * 5, rel=1e-15)
     assert [learning_rate(0.4, epoch, 10, (), 0.5) for epoch in range(10)] == [0.4] * 10
     assert learning_rate(1.0, 9, 10, (0.5, 0.5), 0.1) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "factors"),
+    [
+        (0, [1.0] * 4),
+        (1, [1.0] * 4),
+        (4, [0.25, 0.5, 0.75, 1.0, 1.0]),
+        (2.5, [0.4, 0.8, 1.0, 1.0]),
+        (0.07 * 100, [1 / 7, 2 / 7, 3 / 7, 4 / 7, 5 / 7, 6 / 7, 1.0]),  # though 0.07 * 100 is above 7
+        (0.5, [1.0, 1.0]),
+    ],
+)
+def test_the_warm_up_rises_in_equal_steps_to_one(steps: float, factors: list[float]) -> None:
+    assert [warmup_factor(step, steps) for step in range(1, len(factors) + 1)] == factors
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.666667, 20.0, 80.0])

@@ -21,18 +21,19 @@ class Latch:
 
 
 def look_up(step: Tensor, by_epoch: Tensor, by_step: Tensor, steps_per_epoch: int) -> Tensor:
-    """What tables say of a step (int64 [], 1 for the first): float64 [rows + 1].
+    """What tables say of a step (int64 [], 1 for the first): float64 [rows].
 
-    The column of its epoch from `by_epoch` [rows, epochs], then that of the step from `by_step` [steps],
-    whose last number also stands for all later steps.
+    Each row is a product: of what `by_epoch` [rows, epochs] says of the step's epoch and what `by_step`
+    [rows, steps] says of the step, whose last column also stands for all later steps.
     """
     if _takes(step):
         from pcl_fast.kernels.bookkeeping_triton import look_up_triton
 
         return look_up_triton(step, by_epoch, by_step, steps_per_epoch)
     epoch = (step - 1) // steps_per_epoch
-    place = step.clamp(max=len(by_step)) - 1
-    return torch.cat([by_epoch.index_select(1, epoch.view(1)).flatten(), by_step.take(place)[None]])
+    place = step.clamp(max=by_step.shape[1]) - 1
+    found = by_epoch.index_select(1, epoch.view(1)) * by_step.index_select(1, place.view(1))
+    return found.flatten()
 
 
 def watch(values: Sequence[Tensor], latch: Latch, step: int | Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from pcl_fast.kernels.bookkeeping import Latch
 def look_up_triton(step: Tensor, by_epoch: Tensor, by_step: Tensor, steps_per_epoch: int) -> Tensor:
     """What `bookkeeping.look_up` does, in one launch."""
     rows, epochs = by_epoch.shape
-    found = by_epoch.new_empty(rows + 1)
+    found = by_epoch.new_empty(rows)
     _look_up[(1,)](
-        step, by_epoch.contiguous(), by_step, found, steps_per_epoch, epochs, len(by_step),
+        step, by_epoch.contiguous(), by_step.contiguous(), found, steps_per_epoch, epochs, by_step.shape[1],
         ROWS=rows, BLOCK=triton.next_power_of_2(rows), num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip
     return found
@@ -64,9 +64,9 @@ def _look_up(
     number = tl.load(step)
     row = tl.arange(0, BLOCK)
     inside = row < ROWS
-    values = tl.load(by_epoch + row * epochs + (number - 1) // steps_per_epoch, mask=inside)
-    tl.store(found + row, values, mask=inside)
-    tl.store(found + ROWS, tl.load(by_step + tl.minimum(number, steps) - 1))
+    of_epoch = tl.load(by_epoch + row * epochs + (number - 1) // steps_per_epoch, mask=inside)
+    of_step = tl.load(by_step + row * steps + tl.minimum(number, steps) - 1, mask=inside)
+    tl.store(found + row, of_epoch * of_step, mask=inside)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ from tests.gpu_compiler import assert_compiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BY_EPOCH = torch.tensor([[0.1, 0.01, 0.001], [1 / 3, 2 / 3, 1.0]], dtype=torch.float64, device=DEVICE)
-BY_STEP = torch.tensor([0.0, 0.5, 2 / 3, 0.75], dtype=torch.float64, device=DEVICE)
+BY_STEP = torch.tensor([[0.0, 0.5, 2 / 3, 0.75], [1.0, 1.1, 0.3, 0.7]], dtype=torch.float64, device=DEVICE)
 
 
 def both(name: str) -> list:
@@ -29,13 +29,14 @@ def number(value: int) -> Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("step", [1, 4, 5, 10, 14, 15])
+@pytest.mark.parametrize("step", [1, 2, 4, 5, 6, 10, 14, 15])
 def test_tables_are_read_at_the_epoch_and_the_step(step: int, rows: int) -> None:
-    """Three epochs of five steps; the last number by step stands for all later ones."""
+    """Three epochs of five steps; the last column by step stands for all later ones. Products to the bit."""
     for function in both("look_up"):
-        found = function(number(step), BY_EPOCH[:rows], BY_STEP, 5)
+        found = function(number(step), BY_EPOCH[:rows], BY_STEP[:rows], 5)
         assert found.dtype == torch.float64
-        expected = [*BY_EPOCH[:rows, (step - 1) // 5].tolist(), BY_STEP[min(step, 4) - 1].item()]
+        pairs = zip(BY_EPOCH[:rows].tolist(), BY_STEP[:rows].tolist(), strict=True)
+        expected = [of_epoch[(step - 1) // 5] * of_step[min(step, 4) - 1] for of_epoch, of_step in pairs]
         assert found.tolist() == expected
 
 
@@ -97,7 +98,7 @@ def compiled(function, types, constants):
     triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
 
 tables = {"step": "*i64", "by_epoch": "*fp64", "by_step": "*fp64", "found": "*fp64"}
-compiled(own._look_up, tables, {"ROWS": 2, "BLOCK": 2})
+compiled(own._look_up, tables, {"ROWS": 3, "BLOCK": 4})
 values = {"first": "*fp32", "second": "*fp32"}
 latch = {"bad": "*u8", "bad_step": "*i64", "step": "*i64", "stop": "*fp32"}
 compiled(own._watch, values | latch, {"BLOCK": 16})
