@@ -1,12 +1,14 @@
-"""Fail before the optimizer's step, not after: the device-side check for losses that are not finite."""
+"""Before the optimizer's step, on the device: is everything finite, and is it a spike?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from pcl_fast.errors import DivergedError
 from pcl_fast.kernels.bookkeeping import Latch, watch
+
+SPIKE_WINDOW, SPIKE_LEAST = 101, 20  # norms whose median is taken, and how many there must be
 
 
 class FiniteGuard:
@@ -35,3 +37,69 @@ class FiniteGuard:
             f"step {int(self._latch.step)}: not finite: {names}; the weights are those before this step. "
             "Try a lower --optim.lr, or --amp.dtype float32"
         )
+
+
+class SpikeGuard:
+    """Says which steps to skip because their gradient is far larger than usual.
+
+    A spike is a norm above `factor` times the median of the last 101 finite norms, once there are 20. Its
+    step is skipped, but no more than `at_most` steps in a row: the spikes that follow are let through until
+    a step is none, as so many are no accident but a new level. Norms of skipped steps do not enter the
+    median; those let through do, so that a new level becomes the usual one within 51 steps. A norm that is
+    not finite changes nothing, and is not skipped: that is `FiniteGuard`'s business.
+
+    Everything lies on the device and nothing waits for it. Ranks that watch the same norm say the same.
+    """
+
+    def __init__(self, factor: float, at_most: int, device: torch.device) -> None:
+        assert factor > 1, "a factor of 1 or less would skip ordinary steps"
+        self.factor, self.at_most = factor, at_most
+        self._places = torch.arange(SPIKE_WINDOW, device=device)
+        # Norms by the number of their entry; infinity, which sorts last, where there is none yet.
+        self._norms = torch.full((SPIKE_WINDOW,), torch.inf, dtype=torch.float64, device=device)
+        self._entered, self._in_a_row, self.skipped = torch.zeros(
+            3, dtype=torch.int64, device=device
+        ).unbind()
+
+    @torch.no_grad()
+    def watch(self, norm: Tensor) -> Tensor:
+        """Look at a step's gradient norm, a scalar; 1, float32 [], if the step should be skipped, or 0.
+
+        `skipped`, int64 [], counts those of the run.
+        """
+        norm = norm.to(self._norms.dtype)
+        finite = torch.isfinite(norm)
+        known = self._entered >= SPIKE_LEAST
+        spike = finite & known & (norm > self.factor * self._median())
+        skip = spike & (self._in_a_row < self.at_most)
+        enters = finite & ~skip
+        here = (self._places == self._entered % SPIKE_WINDOW) & enters
+        self._norms.copy_(torch.where(here, norm, self._norms))
+        self._entered.add_(enters)
+        row = torch.where(finite, 0, self._in_a_row)
+        self._in_a_row.copy_(torch.where(spike, self._in_a_row + 1, row))
+        self.skipped.add_(skip)
+        return skip.float()
+
+    def _median(self) -> Tensor:
+        """Of the norms that there are, of which there must be one."""
+        ordered = self._norms.sort().values
+        count = self._entered.clamp(1, SPIKE_WINDOW)
+        return (ordered.take((count - 1) // 2) + ordered.take(count // 2)) / 2
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that later answers depend on, and the count: tensors of its own."""
+        return {name: tensor.clone() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict`, in the same memory."""
+        for name, tensor in self._state().items():
+            tensor.copy_(saved[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "norms": self._norms,
+            "entered": self._entered,
+            "in_a_row": self._in_a_row,
+            "skipped": self.skipped,
+        }
