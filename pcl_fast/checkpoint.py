@@ -1,10 +1,13 @@
 """Checkpoints that are complete or absent, and a run folder that only one process uses."""
 
+import contextlib
 import fcntl
+import hashlib
 import io
 import os
+import pickle
+import re
 import socket
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,61 +22,131 @@ from pcl_fast.errors import ConfigError
 CONTENT = {"progress", "state"}  # the keys of every checkpoint
 KEEP = 2  # complete checkpoints kept, so that a damaged newest one costs one interval only
 
+_NAME = re.compile(r"step-(\d{8,})\.pt")  # what else lies in the folder is not ours
+_SEAL = b"sha256:"
+_SEAL_BYTES = len(_SEAL) + 64
+
 
 class CheckpointStore:
-    """The checkpoints of one run folder: `checkpoints/step-00001234.pt`, the newest two."""
+    """The checkpoints of one run folder: `checkpoints/step-00001234.pt`, the newest two.
+
+    Each is what `torch.save` makes, with the SHA-256 of all its bytes as the comment that ends a zip file:
+    torch and zip tools read it as it is, and no flipped, missing or added byte goes unnoticed.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir / "checkpoints"
 
-    def save(self, state: dict[str, Any], step: int) -> Path:
+    def save(self, content: dict[str, Any], step: int) -> Path:
         """Write a checkpoint, which has at least the keys CONTENT, then drop all but the newest two.
 
+        One is dropped only when KEEP newer ones are complete, which is looked up in them.
         OSError if the disk refuses; then all stay.
         """
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
+        buffer = io.BytesIO()  # torch would hide an error of the disk in one of its own
+        torch.save(content, buffer)
         path = self.folder / f"step-{step:08d}.pt"
-        atomic.write_bytes(path, buffer.getvalue())
-        for old in self.paths()[:-KEEP]:
-            old.unlink()
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            file.writelines(_sealed(buffer.getbuffer()))
+        self._drop_old(path)
         return path
 
     def paths(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*.pt"))
+        """All checkpoints, by their names, oldest first."""
+        found = {
+            path: match for path in self.folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))
+        }
+        files = [path for path in found if path.is_file()]
+        return sorted(files, key=lambda path: int(found[path][1]))
 
-    def load_newest(self, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    def load_newest(self, warn: Callable[[str], None], *, set_aside: bool = False) -> dict[str, Any] | None:
         """The newest checkpoint that is whole, on the CPU; None if there is none at all.
 
-        A damaged one is passed over with a warning that names it and the one used instead.
-        ConfigError if there are checkpoints and none can be read.
+        A damaged one is passed over with a warning that names it and the one used instead; with
+        `set_aside` it is also renamed to `NAME.damaged`, for the one process that goes on training.
+        ConfigError if there are checkpoints and none can be read; then all stay where they are.
         """
-        damaged: list[str] = []
+        failures: dict[Path, Exception] = {}
         for path in reversed(self.paths()):
             try:
-                state = _read(path)
-            except Exception as error:  # any damage shows as some exception of zip, pickle or torch
-                damaged.append(f"{path.name} ({type(error).__name__})")
+                content = _read(path)
+            except FileNotFoundError:  # dropped since, by a training that has saved newer ones
+                return self.load_newest(warn, set_aside=set_aside)
+            except Exception as error:  # torch, pickle and the disk have many
+                failures[path] = error
                 continue
-            if damaged:
-                warn(f"{self.folder}: damaged: {', '.join(damaged)}; going on from {path.name}")
-            return state
-        if damaged:
-            listed = ", ".join(damaged)
+            if failures:
+                listed = _listed(failures)
+                if set_aside:
+                    self._set_aside(
+                        [bad for bad, error in failures.items() if isinstance(error, _DamagedError)]
+                    )
+                warn(f"{self.folder}: passed over: {listed}; going on from {path.name}")
+            return content
+        if failures:
+            listed = _listed(failures)
             raise ConfigError(f"{self.folder}: no checkpoint can be read: {listed}; use another --run-dir")
         return None
 
+    def _drop_old(self, written: Path) -> None:
+        """Delete what is older than the newest KEEP complete ones; `written` was complete just now."""
+        complete = 0
+        for path in reversed(self.paths()):
+            if complete >= KEEP:
+                path.unlink(missing_ok=True)
+                continue
+            with contextlib.suppress(OSError):  # what cannot be read now does not count
+                complete += path == written or is_intact(path)
+
+    def _set_aside(self, paths: list[Path]) -> None:
+        with contextlib.suppress(OSError):  # passed over again next time
+            for path in paths:
+                os.replace(path, path.with_name(f"{path.name}.damaged"))
+            atomic.sync(self.folder)
+
+
+class _DamagedError(Exception):
+    """A file that is no checkpoint of ours, or not any more, however often it is read."""
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint has the very bytes that were written. OSError if it cannot be read."""
+    remaining = path.stat().st_size - _SEAL_BYTES
+    if remaining < 0:
+        return False
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while remaining and (part := file.read(min(remaining, 1 << 20))):
+            digest.update(part)
+            remaining -= len(part)
+        return file.read() == _SEAL + digest.hexdigest().encode()
+
+
+def _sealed(archive: memoryview) -> list[memoryview | bytes]:
+    """A zip file, and the checksum to append to it, as the comment with which it then ends."""
+    archive[-2:] = _SEAL_BYTES.to_bytes(2, "little")  # the comment's length, which was 0
+    return [archive, _SEAL + hashlib.sha256(archive).hexdigest().encode()]
+
 
 def _read(path: Path) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:  # torch.load does not check the CRC of each record; this does
-        broken = archive.testzip()
-        if broken is not None:
-            raise zipfile.BadZipFile(broken)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    if not is_intact(path):
+        raise _DamagedError("its checksum is wrong or missing")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise _DamagedError("it holds more than plain values and tensors") from None
     if not isinstance(content, dict) or not content.keys() >= CONTENT:
-        raise TypeError("not a checkpoint of a run")
+        raise _DamagedError("it is not a checkpoint of a run")
     return content
+
+
+def _listed(failures: dict[Path, Exception]) -> str:
+    """One line, whatever torch says in many."""
+    reasons = {
+        path.name: str(error) if isinstance(error, _DamagedError) else type(error).__name__
+        for path, error in failures.items()
+    }
+    return ", ".join(f"{name} ({reason})" for name, reason in reasons.items())
 
 
 def save_model(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
