@@ -1,0 +1,1 @@
+"""What a run on several GPUs is expected to take, from measured parts and stated models of the rest."""
