@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: network, objective, optimizer, state."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,14 +11,17 @@ from pcl_fast import kernels
 from pcl_fast.config import Config
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.device import memory_format, prepare_backend
-from pcl_fast.guard import FiniteGuard
+from pcl_fast.dist import ALONE, World
+from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.peers import PeerNetwork
+from pcl_fast.models.view_norm import synchronise
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import Objective, make_objective
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.compiled import Compiled, Say
 from pcl_fast.step.mean_teacher import MeanTeacher
+from pcl_fast.step.reduction import Reduction
 from pcl_fast.step.state import Forward, TrainState
 from pcl_fast.streams import Fork
 
@@ -45,10 +49,16 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
 
-def build_state(config: Config, dtype: torch.dtype = torch.float32, say: Say = warnings.warn) -> TrainState:
+def build_state(
+    config: Config,
+    dtype: torch.dtype = torch.float32,
+    say: Say = warnings.warn,
+    world: World = ALONE,
+) -> TrainState:
     """Everything a step needs, at step 0, with weights of type `dtype`. `config` must be resolved.
 
-    `say` is told if the network cannot be compiled, and so runs as it is.
+    `say` is told if the network cannot be compiled, and so runs as it is. The weights are the same on every
+    rank of `world`.
     """
     device = torch.device(config.device)
     prepare_backend(config)
@@ -61,18 +71,43 @@ def build_state(config: Config, dtype: torch.dtype = torch.float32, say: Say = w
         if part is not None:
             part.count_together()
             part.fork = _fork(config, objective.num_peers)
-    torch.manual_seed(config.seed)  # of dropout, in networks that have it
+    torch.manual_seed(config.seed + (world.rank << 32))  # of dropout, in networks that have it
+    networks = [part for part in (network, teacher) if part is not None]
+    if config.sync_bn and world.is_joined:
+        for part in networks:
+            synchronise(part, world.sum_)
+    watched, spikes = (*objective.term_names, "gradient norm"), config.train.skip_spikes
     return TrainState(
         network=network,
         mean_teacher=mean_teacher,
         objective=objective,
         arena=arena,
-        guard=FiniteGuard((*objective.term_names, "gradient norm"), device),
+        guard=FiniteGuard(_by_rank(watched, world), device),
         amp_dtype=AMP_DTYPES[config.amp.dtype],
         student_forward=_forward(network, arena.student_half, config.compile, say),
         teacher_forward=_forward(teacher, arena.teacher_half, config.compile, say) if teacher else None,
         fork=_fork(config, 2),
+        reduction=_reduction(config, world, arena, networks, len(watched)),
+        spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
     )
+
+
+def _by_rank(names: tuple[str, ...], world: World) -> tuple[str, ...]:
+    """What the guard watches: on several ranks, each number of each, then the norm of all gradients."""
+    if not world.is_joined:
+        return names
+    each = [f"{name} on rank {rank}" for rank in range(world.size) for name in names]
+    return (*each, "norm of all gradients")
+
+
+def _reduction(
+    config: Config, world: World, arena: Arena, networks: Sequence[PeerNetwork], num_watched: int
+) -> Reduction | None:
+    if not world.is_joined:
+        return None
+    gradients = arena.buffers.gradients
+    half = config.dist.reduce_dtype == "bfloat16"
+    return Reduction(world, gradients, networks, num_watched, torch.bfloat16 if half else gradients.dtype)
 
 
 def _build_arena(config: Config, network: PeerNetwork, teacher: PeerNetwork | None) -> Arena:

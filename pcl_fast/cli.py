@@ -1,6 +1,7 @@
 """`pcl-fast COMMAND ...`: picks the command, and turns errors into one line and an exit code."""
 
 import importlib
+import os
 import shlex
 import shutil
 import sys
@@ -35,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except Preempted as stop:
-        return _fail(f"{stop}\nto go on:  {_command_to_resume(words)}", stop.exit_code)
     except PclError as error:
-        return _fail(f"error: {error}", error.exit_code)
+        if not error.told_elsewhere:
+            _tell(error, words)
+        return error.exit_code
     except torch.OutOfMemoryError as error:
         advice = "A step holds one view per peer: halve --train.batch-size"
         reason = str(error).split("\n")[0]
@@ -73,10 +74,22 @@ def _print_help() -> None:
     )
 
 
+def _tell(error: PclError, words: list[str]) -> None:
+    if isinstance(error, Preempted):
+        _fail(f"{error}\nto go on:  {_command_to_resume(words)}", error.exit_code)
+    else:
+        _fail(f"error: {error}", error.exit_code)
+
+
 def _command_to_resume(words: list[str]) -> str:
     """The same command, but for what would begin anew."""
     kept = [word for word in words if word.replace("_", "-") != "--no-resume"]
-    return shlex.join([_program(), *kept])
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks == "1":
+        return shlex.join([_program(), *kept])
+    if os.environ.get("LOCAL_WORLD_SIZE", ranks) != ranks:
+        return "the same torchrun command on every node"
+    return shlex.join(["torchrun", "--standalone", "--nproc-per-node", ranks, "-m", "pcl_fast", *kept])
 
 
 def _program() -> str:
@@ -87,5 +100,6 @@ def _program() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    Console(stderr=True).print(f"pcl-fast: {message}", highlight=False, soft_wrap=True, markup=False)
+    rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    Console(stderr=True).print(f"pcl-fast: {rank}{message}", highlight=False, soft_wrap=True, markup=False)
     return code

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from pcl_fast.config import AmpConfig, Config
+from pcl_fast.dist import find_place
 from pcl_fast.errors import ConfigError
 
 
@@ -32,6 +33,7 @@ def resolve(config: Config) -> Config:
     return dataclasses.replace(
         config,
         device=str(device),
+        ranks=config.ranks or find_place().size,
         amp=AmpConfig(dtype=dtype),
         channels_last=layout,
         capture=_resolve_capture(config.capture, device),
@@ -46,9 +48,9 @@ def _resolve_capture(capture: Literal["auto", "on", "off"], device: torch.device
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU if there is one. ConfigError if the device is unknown or absent."""
+    """`auto` is the GPU of this rank, the first one if it is alone. ConfigError if the device is absent."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -60,6 +62,16 @@ def pick_device(name: str) -> torch.device:
             f"--device {name}: this machine has {torch.cuda.device_count()} GPUs; give auto or cpu"
         )
     return device
+
+
+def _own_gpu() -> torch.device:
+    place, gpus = find_place(), torch.cuda.device_count()
+    if place.local_size > gpus:
+        raise ConfigError(
+            f"{place.local_size} ranks on this machine, which has {gpus} GPUs; "
+            f"give torchrun --nproc-per-node {gpus}, or --device cpu"
+        )
+    return torch.device("cuda", place.local_rank) if place.size > 1 else torch.device("cuda")
 
 
 @functools.cache

@@ -171,6 +171,9 @@ class World:
             raise PeerLost(self._watchdog.explain_loss(error)) from None
 
 
+ALONE = World()
+
+
 class PeerLost(PclError):
     """Another rank has failed or is gone, and this one cannot go on without it."""
 

@@ -36,9 +36,16 @@ class DivergedError(PclError):
 
 
 class Preempted(PclError):
-    """Training was asked to stop and has saved everything it needs to go on."""
+    """Training was asked to stop by `signal`, and has saved everything it needs to go on."""
 
     exit_code = 75
+
+    def __init__(self, message: str, signal: str | None = None) -> None:
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

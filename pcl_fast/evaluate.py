@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pcl_fast.contract import EvalLoader, PeerOutputs
 from pcl_fast.first_batch import CheckedEvalLoader
-from pcl_fast.metrics import Accuracy, Predict, measure_heads
+from pcl_fast.metrics import Accuracy, Predict, Tally, accuracies, tally_heads
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.step.state import TrainState
 
@@ -15,7 +15,14 @@ from pcl_fast.step.state import TrainState
 def evaluate_state(
     state: TrainState, loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
 ) -> dict[str, Accuracy]:
-    """Accuracy over `loader` of every head, in eval mode; the networks are left in eval mode.
+    """Accuracy over `loader` of every head, as `tally_state` counts it; on one rank."""
+    return accuracies([tally_state(state, loader, each_batch)])
+
+
+def tally_state(
+    state: TrainState, loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
+) -> Tally:
+    """What every head gets right of a rank's part of `loader`, in eval mode, in which the networks are left.
 
     The heads are the student's (`peer1`..., `ensemble`) and the mean teacher's (`mean_teacher1`...,
     `mean_ensemble`). `each_batch` is called before every batch and may raise to stop.
@@ -28,7 +35,7 @@ def evaluate_state(
     if state.mean_teacher is not None:
         teacher = _predictor(state.mean_teacher.network, state.amp_dtype)
         networks["mean_teacher", "mean_ensemble"] = teacher
-    return measure_heads(networks, CheckedEvalLoader(loader, state.network.num_classes, device), each_batch)
+    return tally_heads(networks, CheckedEvalLoader(loader, state.network.num_classes, device), each_batch)
 
 
 def _predictor(network: PeerNetwork, amp_dtype: torch.dtype) -> Predict:

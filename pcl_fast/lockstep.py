@@ -1,7 +1,7 @@
 """Several runs in one process, a step of each side by side."""
 
 import contextlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from typing import Protocol
 
 from pcl_fast.errors import PclError, Preempted
@@ -13,15 +13,19 @@ class Run(Protocol):
     """A run that leaves its device's part to be called by others."""
 
     stop: StopSignal
-    steps_done: int
+
+    @property
+    def steps_done(self) -> int:
+        """Steps that are done."""
+        ...
 
     @property
     def device_step(self) -> Callable[[], None]:
         """The device's part of a step."""
         ...
 
-    def steps(self) -> Generator[int]:
-        """The host's part: yields where `device_step` is due, with the number of images it takes."""
+    def steps(self) -> Generator[Hashable]:
+        """The host's part: yields where `device_step` is due, with the shape of its batch."""
         ...
 
     def say(self, message: str) -> None:
@@ -39,7 +43,7 @@ def run_together(runs: Sequence[Run], calls: PlainCalls | CapturedCalls) -> None
         lockstep = _Lockstep(runs, stop)
         with contextlib.closing(lockstep):
             while group := lockstep.next_group():
-                key = tuple((id(run), lockstep.sizes[run]) for run in group)
+                key = tuple((id(run), lockstep.shapes[run]) for run in group)
                 calls.run([run.device_step for run in group], key)
                 for run in group:
                     lockstep.go_on(run)
@@ -59,12 +63,12 @@ def to_all(runs: Sequence[Run]) -> Callable[[str], None]:
 
 
 class _Lockstep:
-    """The runs that are not at their end, each waiting for a step of `sizes` images."""
+    """The runs that are not at their end, each waiting for a step on a batch of one of `shapes`."""
 
     def __init__(self, runs: Sequence[Run], stop: StopSignal) -> None:
-        self.sizes: dict[Run, int] = {}
+        self.shapes: dict[Run, Hashable] = {}
         self.errors: list[PclError] = []
-        self._parts: dict[Run, Generator[int]] = {}
+        self._parts: dict[Run, Generator[Hashable]] = {}
         self._several = len(runs) > 1
         for run in runs:
             run.stop = stop
@@ -79,7 +83,7 @@ class _Lockstep:
     def go_on(self, run: Run) -> None:
         """Let a run do its host's part up to the next step, or to its end."""
         try:
-            self.sizes[run] = next(self._parts[run])
+            self.shapes[run] = next(self._parts[run])
         except StopIteration:
             del self._parts[run]
         except PclError as error:

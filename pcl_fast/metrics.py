@@ -1,7 +1,7 @@
 """What is measured: running means over training steps, and the accuracy of every head of a network."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,17 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcl_fast.contract import EvalLoader, PeerOutputs, ended
+from pcl_fast.dist import ALONE, World
 
 
 class RunningMeans:
     """Sums of per-step tensors on the device, read by the host only when a mean is asked for.
 
     Sums are float64 and saved with a checkpoint, so that a mean does not depend on where a run was
-    interrupted and resumed. Throughput is that of this process.
+    interrupted and resumed. Each rank of `world` has its own; a mean is that over the samples of all.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int, device: torch.device, world: World = ALONE) -> None:
         self.sums = torch.zeros(width, dtype=torch.float64, device=device)
+        self._world = world
         self.reset()
 
     def count(self, samples: int) -> None:
@@ -29,12 +31,14 @@ class RunningMeans:
         self._samples_here += samples
 
     def means(self) -> list[float]:
-        """The mean over samples of each value. Waits for the device."""
-        return (self.sums / max(self._samples, 1)).tolist()
+        """The mean over all ranks' samples of each value. Waits for the device."""
+        both = torch.cat([self.sums, self.sums.new_tensor([self._samples])])
+        self._world.sum_(both)
+        return (both[:-1] / both[-1].clamp(min=1)).tolist()
 
     def rate(self) -> float:
-        """Samples a second since the last reset (or resume)."""
-        return self._samples_here / (time.perf_counter() - self._began)
+        """Samples a second since the last reset (or resume), on all ranks if each is like this one."""
+        return self._samples_here * self._world.size / (time.perf_counter() - self._began)
 
     def reset(self) -> None:
         """Start anew."""
@@ -48,7 +52,7 @@ class RunningMeans:
         self._began = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums and count."""
+        """This rank's sums and count."""
         return {"sums": self.sums.cpu().clone(), "samples": self._samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -56,6 +60,17 @@ class RunningMeans:
         self.reset()
         self.sums.copy_(state["sums"])
         self._samples = state["samples"]
+
+    def load_all(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from what all ranks had saved: each from its own, or the first for all if they are others."""
+        if len(states) == self._world.size:
+            self.load_state_dict(states[self._world.rank])
+            return
+        self.reset()
+        if self._world.is_first:
+            for state in states:
+                self.sums += state["sums"].to(self.sums)
+                self._samples += state["samples"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +91,19 @@ Predict = Callable[[Tensor], PeerOutputs]
 HeadNames = tuple[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What one rank has counted: its images, and for each head top-1 hits, top-5 hits and cross-entropy."""
+
+    images: int
+    sums: dict[str, list[float]]
+
+
 @torch.no_grad()
-def measure_heads(
+def tally_heads(
     networks: Mapping[HeadNames, Predict], loader: EvalLoader, each_batch: Callable[[], None] = lambda: None
-) -> dict[str, Accuracy]:
-    """Accuracy of every head of some networks over a data set, in one pass.
+) -> Tally:
+    """Count what every head of some networks gets right of a rank's part of a data set, in one pass.
 
     Each network maps images as one shared view [1,B,C,H,W] to outputs. Its names are the prefix of a
     peer's head and the name of the ensemble's: `("peer", "ensemble")` gives peer1, ..., ensemble.
@@ -99,11 +122,22 @@ def measure_heads(
             for (name, _), score_3 in zip(heads, scores_H3, strict=True):
                 sums[name] = sums[name] + score_3 if name in sums else score_3
             images += len(batch.labels_B)
-    assert sums, "an evaluation loader yields at least one batch"
-    rows: list[list[float]] = torch.stack(list(sums.values())).tolist()
+    rows: list[list[float]] = torch.stack(list(sums.values())).tolist() if sums else []
+    return Tally(images, dict(zip(sums, rows, strict=True)))
+
+
+def accuracies(tallies: Sequence[Tally]) -> dict[str, Accuracy]:
+    """The accuracy of every head, from what all ranks have counted; counts are exact however they shared."""
+    images = sum(tally.images for tally in tallies)
+    counted = [tally.sums for tally in tallies if tally.images]
+    assert counted, "an evaluation loader yields at least one batch"
+    totals = {
+        head: [sum(column) for column in zip(*(sums[head] for sums in counted), strict=True)]
+        for head in counted[0]
+    }
     return {
         head: Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, images)
-        for head, (top1, top5, loss) in zip(sums, rows, strict=True)
+        for head, (top1, top5, loss) in totals.items()
     }
 
 

@@ -1,6 +1,7 @@
 """A run's folder: what lies where, whether a run may go on in it, and that only one process does."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from pcl_fast import atomic
@@ -21,11 +22,22 @@ FREE_SETTINGS = frozenset(
         "data.val",
         "data.workers",
         "train.log_every",
+        "dist.timeout",
+        "ranks",
         "train.save_every",
+        "train.save_steps",
         "train.save_seconds",
         "train.eval_batch_size",
     }
 )
+
+
+def _as_begun(before: Config, config: Config) -> Config:
+    """The configuration with the ranks that the run began with, if its global batch is the same."""
+    if before.global_batch != config.global_batch:
+        return config
+    train = replace(config.train, batch_size=before.train.batch_size)
+    return replace(config, ranks=before.ranks, train=train)
 
 
 class RunFolder:
@@ -39,6 +51,25 @@ class RunFolder:
         self.model = path / "model.safetensors"
         self.checkpoints = CheckpointStore(path)
 
+    def fitting(self, config: Config) -> Config:
+        """The configuration with the images a rank that the run in this folder needs, to go on with.
+
+        A run keeps its global batch, so that steps, schedules and the order of samples stay what they are,
+        whatever the number of ranks. ConfigError if they cannot share it evenly.
+        """
+        if not config.resume or not self.config.exists():
+            return config
+        before = self.read_config()
+        if before.train.batch_size != config.train.batch_size or before.ranks == config.ranks:
+            return config  # `claim` decides
+        images, rest = divmod(before.global_batch, config.ranks or 1)
+        if rest:
+            raise ConfigError(
+                f"{self.path}: its {before.global_batch} images a step cannot be shared evenly by "
+                f"{config.ranks} ranks; go on with a number of ranks that divides them"
+            )
+        return replace(config, train=replace(config.train, batch_size=images))
+
     def claim(self, config: Config) -> RunLock:
         """Lock the folder for a run with this (resolved) configuration, and write config.json.
 
@@ -50,6 +81,7 @@ class RunFolder:
         lock = RunLock(self.path)
         try:
             if self.config.exists():
+                config = _as_begun(self.read_config(), config)
                 self._refuse_changes(config)
             atomic.remove_leftovers(self.path)
             atomic.remove_leftovers(self.checkpoints.folder)

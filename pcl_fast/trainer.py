@@ -1,150 +1,203 @@
 """The training loop: resume, train, evaluate, record, save; everything a step must not do."""
 
-import contextlib
-import time
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
 
 import torch
 
 from pcl_fast.build import build_state
-from pcl_fast.checkpoint import save_model
 from pcl_fast.config import Config
 from pcl_fast.contract import OpenData, ViewBatch
-from pcl_fast.errors import DivergedError, PclError, Preempted
-from pcl_fast.evaluate import evaluate_state
+from pcl_fast.dist import ALONE, World
+from pcl_fast.errors import DivergedError, Preempted
+from pcl_fast.evaluate import tally_state
 from pcl_fast.first_batch import check_views
+from pcl_fast.keeper import Keeper
 from pcl_fast.lockstep import run_together, to_all
-from pcl_fast.metrics import RunningMeans
+from pcl_fast.metrics import RunningMeans, accuracies
+from pcl_fast.out_of_memory import advising
+from pcl_fast.progress import Accuracies, Progress
+from pcl_fast.reporter import Reporter
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.signals import StopSignal
 from pcl_fast.sinks import Record, RunInfo, Sink
 from pcl_fast.step.capture import make_calls
 from pcl_fast.step.device_step import DeviceStep
-from pcl_fast.step.feed import make_feed
+from pcl_fast.step.feed import BatchShape, make_feed
 from pcl_fast.step.timetable import Timetable
 
-Accuracies = dict[str, dict[str, float]]
+STOP_EVERY = 8  # steps on a GPU between two times that ranks agree whether to stop; the host runs ahead
 
 
 class Trainer:
-    """One run, from its resolved configuration and its open data to its last checkpoint."""
+    """One run, from its resolved configuration and its open data to its last checkpoint, on one rank."""
 
-    def __init__(self, config: Config, data: OpenData, folder: RunFolder, sinks: Sequence[Sink]) -> None:
-        self.config, self.data, self.folder, self.sinks = config, data, folder, sinks
+    def __init__(
+        self,
+        config: Config,
+        data: OpenData,
+        folder: RunFolder,
+        sinks: Sequence[Sink],
+        world: World = ALONE,
+    ) -> None:
+        self.config, self.data, self.folder, self.world = config, data, folder, world
         self.device = torch.device(config.device)
-        self.state = build_state(config, say=self.say)
+        self.reporter = Reporter(sinks)
+        self.state = build_state(config, say=self.say, world=world)
         self.objective = self.state.objective
         self.train_heads = [f"peer{j + 1}" for j in range(self.objective.num_peers)]
         self.train_heads += ["ensemble"] * self.objective.has_ensemble
         width = len(self.objective.term_names) + len(self.train_heads) + 1
-        self.recent = RunningMeans(width, self.device)
-        self.epoch_means = RunningMeans(width, self.device)
+        means = RunningMeans(width, self.device, world), RunningMeans(width, self.device, world)
+        self.progress = Progress(*means)
         self.timetable = Timetable(config, data.train.steps_per_epoch, self.device)
         self.feed = make_feed(data.train, self._check, fixed=config.capture == "on")
-        means = self.recent, self.epoch_means
         self.device_step = DeviceStep(self.state, self.feed, self.timetable, means)
-        self.steps_done = self.epochs_closed = self.records = 0
-        self.accuracies: Accuracies = {}
+        self.keeper = Keeper(config, folder, world, self.say)
         self.stop = StopSignal()
-        self._saved = time.monotonic()
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of the whole run that are done."""
+        return self.progress.steps_done
+
+    @property
+    def accuracies(self) -> Accuracies:
+        """The newest accuracies of every head, by its name."""
+        return self.progress.accuracies
 
     def run(self) -> Accuracies:
         """Train to the last epoch, and return what every head reached after it, by its name.
 
-        Raises Preempted after a signal, with everything saved; DivergedError if something is not
-        finite, with the last good checkpoint kept; DataError if the first batch of an epoch is not as agreed;
-        PclError if the disk refuses a save that must be.
+        Raises Preempted after a signal to any rank, with everything saved; DivergedError if something is not
+        finite on any, with the last good checkpoint kept; DataError if the first batch of an epoch is not as
+        agreed; PclError if the disk refuses a save that must be.
         """
         train_together([self])
         return self.accuracies
 
-    def steps(self) -> Generator[int]:
-        """The host's side of the run: yields where `device_step` is due, with the size of its batch.
+    def steps(self) -> Generator[BatchShape]:
+        """The host's side of the run: yields where `device_step` is due, with the shape of its batch.
 
         Raises what `run` raises.
         """
-        self._resume()
-        info = RunInfo(
+        self.world.pass_on(self.stop)
+        if self.keeper.restore(self.progress, self.state):
+            self.device_step.go_on_after(self.steps_done)
+        self.reporter.started(self._info())
+        try:
+            while self.progress.epochs_closed < self.config.train.epochs:
+                yield from self._train_epoch(self.progress.epochs_closed)
+                self._close_epoch(self.progress.epochs_closed)
+            self._serve_stop()  # a signal during the last save is not lost on the next run
+        except DivergedError as error:
+            known = DivergedError(f"{error}. {self.keeper.newest()}")
+            known.told_elsewhere = not self.world.is_first
+            self._close(known)
+            raise known from None
+        except BaseException as error:
+            self._close(error.__context__ or error if isinstance(error, GeneratorExit) else error)
+            raise
+        self._close()
+
+    def _close(self, error: BaseException | None = None) -> None:
+        self.feed.close()
+        self.keeper.close(self.steps_done, error)
+        self.reporter.closed()
+
+    def _info(self) -> RunInfo:
+        return RunInfo(
             title=f"{self.config.method} seed {self.config.seed}",
             run_dir=self.folder.path,
             epochs=self.config.train.epochs,
             steps_per_epoch=self.data.train.steps_per_epoch,
-            first_step=self.steps_done,
-            first_record=self.records,
+            first_step=self.progress.steps_done,
+            first_record=self.progress.records,
             headline=self.objective.headline,
         )
-        for sink in self.sinks:
-            sink.started(info)
-        try:
-            while self.epochs_closed < self.config.train.epochs:
-                yield from self._train_epoch(self.epochs_closed)
-                self._close_epoch(self.epochs_closed)
-            self._serve_stop()  # a signal during the last save is not lost on the next run
-        except DivergedError as error:
-            raise DivergedError(f"{error}. {self._last_checkpoint()}") from None
-        finally:
-            self.feed.close()
-            self._tell(lambda sink: sink.closed())
 
-    def _train_epoch(self, epoch: int) -> Generator[int]:
-        """Train what is left of an epoch; a signal is served after each step."""
+    def _train_epoch(self, epoch: int) -> Generator[BatchShape]:
+        """Train what is left of an epoch; a signal is served after each step, or each few on a GPU."""
         self.state.learning_mode()
-        self.recent.restart_clock()
-        self.epoch_means.restart_clock()
+        self.progress.recent.restart_clock()
+        self.progress.epoch_means.restart_clock()
         steps_per_epoch = self.data.train.steps_per_epoch
         first = self.steps_done - epoch * steps_per_epoch
         if first < steps_per_epoch:
+            self.world.enter("opening the epoch's data", self.steps_done + 1)
             self.feed.begin(epoch, first)
-            while (samples := self.feed.advance()) is not None:
-                yield samples
-                self._account(samples, epoch)
-                for sink in self.sinks:
-                    sink.stepped(self.steps_done)
-                self._serve_stop()
+            while (shape := self._next_batch()) is not None:
+                yield shape
+                self._account(shape.images, epoch)
+                self.reporter.stepped(self.steps_done)
+                if self.device.type == "cpu" or self.steps_done % STOP_EVERY == 0:
+                    self._serve_stop()
             self.feed.close()
         self.state.guard.check()
+
+    def _next_batch(self) -> BatchShape | None:
+        self.world.enter("waiting for data", self.steps_done + 1)
+        shape = self.feed.advance()
+        self.world.enter("training", self.steps_done + 1)
+        return shape
 
     def _check(self, batch: ViewBatch) -> None:
         check_views(batch, self.objective.num_views, self.state.network.num_classes, self.device)
 
-    def _account(self, samples: int, epoch: int) -> None:
-        """Count a step; check it and write it down where that is due."""
-        step = self.steps_done + 1
-        due = step % self.config.train.log_every == 0
+    def _account(self, images: int, epoch: int) -> None:
+        """Count a step; check it, write it down and save where that is due."""
+        step, train = self.steps_done + 1, self.config.train
+        due = step % train.log_every == 0
         if due or self.device.type == "cpu":  # on a GPU looking means waiting
             self.state.guard.check()
-        self.steps_done = step
-        for running in (self.recent, self.epoch_means):
-            running.count(samples)
+        self.progress.steps_done = step
+        for running in (self.progress.recent, self.progress.epoch_means):
+            running.count(images)
         if due:
-            self._write({"kind": "step"} | self._describe(self.recent, epoch))
-            self.recent.reset()
+            self._write({"kind": "step"} | self._describe(self.progress.recent, epoch))
+            self.progress.recent.reset()
+        self.keeper.tell()
+        if train.save_steps and step % train.save_steps == 0:
+            self.state.guard.check()
+            self._save()
+
+    def _save(self) -> None:
+        self.world.enter("saving", self.steps_done)
+        self.keeper.save(self.progress, self.state)
 
     def _close_epoch(self, epoch: int) -> None:
         """Evaluate, record and save, as often as the configuration says and after the last epoch."""
         last = epoch + 1 == self.config.train.epochs
-        rate = self.epoch_means.rate()
+        means = self.progress.epoch_means
+        rate = means.rate()
         measured: Record = {}
         if last or (epoch + 1) % self.config.train.eval_every == 0:
-            heads = evaluate_state(self.state, self.data.val, self._serve_stop)
-            self.accuracies = {head: accuracy.as_dict() for head, accuracy in heads.items()}
+            self.progress.accuracies = self._evaluate()
             measured = {"val": self.accuracies}
-        record = {"kind": "epoch"} | self._describe(self.epoch_means, epoch) | measured
+        record = {"kind": "epoch"} | self._describe(means, epoch) | measured
         self._write(record | {"images_per_second": rate})
-        self.epoch_means.reset()
-        self.epochs_closed += 1
-        if last or self._save_is_due(epoch):
-            try:
-                self._save()
-            except OSError as error:
-                if last:
-                    raise self._unsaved(error) from None
-                self.say(f"could not save a checkpoint ({error}); training goes on, the previous one stays")
+        means.reset()
+        self.progress.epochs_closed += 1
+        if last or self.keeper.is_due(epoch):
+            self._save()
+        if last:
+            self.keeper.finish()
 
-    def _save_is_due(self, epoch: int) -> bool:
-        train = self.config.train
-        return (epoch + 1) % train.save_every == 0 and time.monotonic() - self._saved >= train.save_seconds
+    def _evaluate(self) -> Accuracies:
+        """The accuracies of all heads; a signal to any rank is served instead, after the batch at hand."""
+        try:
+            tally = tally_state(self.state, self.data.val, self._leave_evaluation)
+        except _Stopped:
+            tally = None
+        tallies = self.world.gather(tally)
+        whole = [tally for tally in tallies if tally is not None]
+        if len(whole) < len(tallies):
+            self._serve_stop()
+        return {head: accuracy.as_dict() for head, accuracy in accuracies(whole).items()}
+
+    def _leave_evaluation(self) -> None:
+        self.world.enter("evaluation", self.steps_done)
+        if self.stop.received is not None:
+            raise _Stopped
 
     def _describe(self, running: RunningMeans, epoch: int) -> Record:
         moment = self.timetable.on_host(self.steps_done)
@@ -160,82 +213,34 @@ class Trainer:
             "loss": sum(means[: len(names)]),
             "terms": dict(zip(names, means, strict=False)),
             "gradient_norm": means[len(names)],
+            **({"skipped": int(spikes.skipped)} if (spikes := self.state.spikes) is not None else {}),
             "train_top1": {head: 100 * share for head, share in zip(self.train_heads, correct, strict=True)},
             "images_per_second": running.rate(),
         }
 
     def _write(self, record: Record) -> None:
-        self.records += 1
-        self._tell(lambda sink: sink.recorded(record))
-
-    def _tell(self, report: Callable[[Sink], None]) -> None:
-        """Report to every sink; one that cannot write does not end the run."""
-        for sink in self.sinks:
-            try:
-                report(sink)
-            except OSError as error:
-                self.say(f"{type(sink).__name__} could not write ({error}); training goes on")
+        self.progress.records += 1
+        self.reporter.recorded(record)
 
     def say(self, message: str) -> None:
         """Tell every sink something that a person should read."""
-        for sink in self.sinks:
-            with contextlib.suppress(OSError):
-                sink.said(message)
+        self.reporter.said(message)
 
     def _serve_stop(self) -> None:
-        """Save and raise Preempted, if a signal has come."""
-        if self.stop.received is None:
+        """Save and raise Preempted, if a signal has come to any rank."""
+        if not self.world.any(self.stop.received is not None):
             return
+        name = next(name for name in self.world.gather(self.stop.received) if name is not None)
         self.state.guard.check()
-        try:
-            self._save()
-        except OSError as error:
-            raise self._unsaved(error) from None
-        raise Preempted(f"stopped by {self.stop.received} after step {self.steps_done}; everything is saved")
+        self._save()
+        self.keeper.finish()
+        stop = Preempted(f"stopped by {name} after step {self.steps_done}; everything is saved", name)
+        stop.told_elsewhere = not self.world.is_first
+        raise stop
 
-    def _save(self) -> None:
-        """A checkpoint, and the deployable network of this moment."""
-        progress = {
-            "steps_done": self.steps_done,
-            "epochs_closed": self.epochs_closed,
-            "records": self.records,
-            "accuracies": self.accuracies,
-            "recent": self.recent.state_dict(),
-            "epoch_means": self.epoch_means.state_dict(),
-        }
-        content = {"progress": progress, "state": self.state.state_dict()}
-        self.folder.checkpoints.save(content, self.steps_done)
-        self._saved = time.monotonic()
-        about = {
-            "model": self.config.model,
-            "method": self.config.method,
-            "dataset": self.config.data.dataset,
-            "steps": str(self.steps_done),
-        }
-        save_model(self.folder.model, self.state.deployed_tensors(), about)
 
-    def _resume(self) -> None:
-        """Go on from the newest whole checkpoint, if there is one."""
-        saved = self.folder.checkpoints.load_newest(self.say)
-        if saved is None:
-            return
-        self.state.load_state_dict(saved["state"])
-        progress: dict[str, Any] = saved["progress"]
-        self.steps_done, self.epochs_closed = progress["steps_done"], progress["epochs_closed"]
-        self.records, self.accuracies = progress["records"], progress["accuracies"]
-        self.device_step.go_on_after(self.steps_done)
-        self.recent.load_state_dict(progress["recent"])
-        self.epoch_means.load_state_dict(progress["epoch_means"])
-
-    def _unsaved(self, error: OSError) -> PclError:
-        return PclError(
-            f"{self.folder.path}: could not save after step {self.steps_done} ({error}). "
-            f"{self._last_checkpoint()}; make room, and the same command goes on from there"
-        )
-
-    def _last_checkpoint(self) -> str:
-        paths = self.folder.checkpoints.paths()
-        return f"The last checkpoint is {paths[-1]}" if paths else "There is no checkpoint yet"
+class _Stopped(Exception):
+    """Leaves an evaluation."""
 
 
 def train_together(trainers: Sequence[Trainer]) -> None:
@@ -247,4 +252,5 @@ def train_together(trainers: Sequence[Trainer]) -> None:
     """
     first = trainers[0]
     calls = make_calls(first.config.capture, first.device, to_all(trainers), first.config.compile)
-    run_together(trainers, calls)
+    with advising(first.config, first.state.arena.buffers):
+        run_together(trainers, calls)

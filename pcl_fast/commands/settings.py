@@ -1,7 +1,9 @@
 """A preset and its flags, parsed: shared by the commands that take `PRESET [--flags]`."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -12,10 +14,25 @@ from rich.table import Table
 from pcl_fast.commands.data import fit_to_data
 from pcl_fast.config import Config
 from pcl_fast.device import resolve
+from pcl_fast.dist import find_place
 from pcl_fast.errors import ConfigError
 from pcl_fast.presets import Preset, find_preset, preset_names
 
 Options = TypeVar("Options")
+
+
+@contextlib.contextmanager
+def _told_once() -> Generator[None]:
+    """Of several ranks that cannot read the same flags, one says so."""
+    if find_place().is_first:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stderr(nowhere),
+        contextlib.redirect_stdout(nowhere),
+    ):
+        yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +58,10 @@ def choose(command: str, words: Sequence[str]) -> Chosen:
     import tyro  # late: `profile gpu` also runs where it is missing
 
     preset, flags = _find(command, words)
-    config = tyro.cli(
-        Config, default=preset.config, args=flags, prog=_prog(command, preset), description=preset.about
-    )
+    with _told_once():
+        config = tyro.cli(
+            Config, default=preset.config, args=flags, prog=_prog(command, preset), description=preset.about
+        )
     return _chosen(preset, config)
 
 

@@ -3,14 +3,20 @@
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from pcl_fast.commands.compare import report_comparison, report_run
 from pcl_fast.commands.data import opened_data
 from pcl_fast.commands.settings import Chosen, choose
 from pcl_fast.config import Config
+from pcl_fast.contract import OpenData
+from pcl_fast.dist import ALONE, World, joined
+from pcl_fast.errors import ConfigError
 from pcl_fast.objectives import make_objective
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.sinks import CurvesSink, JsonlSink, LiveConsole, PlainConsole, Sink
@@ -22,13 +28,27 @@ Runs = Sequence[tuple[Config, Path]]
 def main(words: Sequence[str]) -> None:
     """Train every run of the preset, in turn or side by side, and print what was reached."""
     chosen = choose("train", words)
-    console = Console()
-    for runs in _groups(chosen):
-        train(runs, console)
-    if len(chosen.runs) > 1:
-        report_comparison(chosen, console)
-    else:
-        report_run(RunFolder(chosen.runs[0][1]), console)
+    first = chosen.runs[0][0]
+    with joined(torch.device(first.device), first.dist.timeout) as world:
+        _check_ranks(chosen, world)
+        console = Console(quiet=not world.is_first)
+        for runs in _groups(chosen):
+            train(runs, console, world)
+        if world.is_first:
+            _report(chosen, console)
+
+
+def _check_ranks(chosen: Chosen, world: World) -> None:
+    ranks = chosen.runs[0][0].ranks
+    if ranks != world.size:
+        raise ConfigError(
+            f"--ranks {ranks}: there is {world.size}; start them with "
+            f"torchrun --standalone --nproc-per-node {ranks} -m pcl_fast train ..."
+        )
+    if chosen.side_by_side and world.size > 1:
+        raise ConfigError(
+            "--seeds: several seeds side by side are for one rank; give --seed, a run at a time"
+        )
 
 
 def _groups(chosen: Chosen) -> list[Runs]:
@@ -39,23 +59,71 @@ def _groups(chosen: Chosen) -> list[Runs]:
     return [[run for run in chosen.runs if run[0].method == method] for method in methods]
 
 
-def train(runs: Runs, console: Console) -> None:
-    """Train resolved configurations, each in its folder, side by side."""
+def _report(chosen: Chosen, console: Console) -> None:
+    if len(chosen.runs) > 1:
+        report_comparison(chosen, console)
+    else:
+        report_run(RunFolder(chosen.runs[0][1]), console)
+
+
+def train(runs: Runs, console: Console, world: World = ALONE) -> None:
+    """Train resolved configurations, each in its folder, side by side, on all ranks of `world`."""
     with contextlib.ExitStack() as stack:
         trainers: list[Trainer] = []
-        for config, path in runs:
+        for given, path in runs:
             folder = RunFolder(path)
-            data = stack.enter_context(opened_data(config, make_objective(config).num_views))
-            stack.callback(folder.claim(config).close)
-            sinks = [
-                JsonlSink(folder.metrics),
-                _terminal(console, alone=len(runs) == 1),
-                CurvesSink(folder.curves, folder.metrics),
-            ]
-            trainers.append(Trainer(config, data, folder, sinks))
+            config = _fitting(given, folder, world)
+            data = _opened(config, stack, world)
+            world.on_first(partial(_claim, folder, config, stack))
+            _say_sizes(config, given, console)
+            sinks = _sinks(folder, console, alone=len(runs) == 1) if world.is_first else []
+            trainers.append(Trainer(config, data, folder, sinks, world))
         train_together(trainers)
 
 
-def _terminal(console: Console, alone: bool) -> Sink:
-    """A live display for one run in a terminal, else lines."""
-    return LiveConsole(console) if alone and sys.stdout.isatty() else PlainConsole(console)
+def _fitting(config: Config, folder: RunFolder, world: World) -> Config:
+    """The configuration for as many ranks as there are now; all look at what the first one sees."""
+    batch_size = world.on_first(lambda: folder.fitting(config).train.batch_size)
+    return replace(config, train=replace(config.train, batch_size=batch_size))
+
+
+def _opened(config: Config, stack: contextlib.ExitStack, world: World) -> OpenData:
+    """This rank's loaders, of the same data on all ranks."""
+    views = make_objective(config).num_views
+    data = world.on_all(lambda: stack.enter_context(opened_data(config, views, world.rank)))
+    sizes = {"images": data.train.num_samples, "steps an epoch": data.train.steps_per_epoch}
+    world.agree("data set", sizes | {"fingerprint": config.data.fingerprint})
+    return data
+
+
+def _claim(folder: RunFolder, config: Config, stack: contextlib.ExitStack) -> None:
+    """Hold the folder until the end of the stack."""
+    stack.callback(folder.claim(config).close)
+
+
+def _say_sizes(config: Config, given: Config, console: Console) -> None:
+    """What several ranks change, in one line."""
+    if config.ranks == 1 and config.train.batch_size == given.train.batch_size:
+        return
+    parts = [f"{config.ranks} ranks x {config.train.batch_size} images = {config.global_batch} a step"]
+    if config.train.batch_size != given.train.batch_size:
+        parts.append(f"not {given.train.batch_size} a rank: the run keeps its {config.global_batch} a step")
+    optim = config.optim
+    parts.append(
+        f"learning rate {config.initial_lr:g}"
+        + (
+            f" = {optim.lr:g} x {config.global_batch} / {optim.lr_batch}"
+            if optim.lr_batch
+            else ", not scaled"
+        )
+        + (f", warm-up {optim.warmup_epochs:g} epochs" if optim.warmup_epochs else "")
+    )
+    parts.append(f"BatchNorm over {'all ranks' if config.sync_bn else 'each rank'}")
+    console.print("; ".join(parts), highlight=False, soft_wrap=True, markup=False)
+
+
+def _sinks(folder: RunFolder, console: Console, alone: bool) -> list[Sink]:
+    """A live display for one run in a terminal, else lines; and the files of the run."""
+    live = alone and sys.stdout.isatty()
+    terminal = LiveConsole(console) if live else PlainConsole(console)
+    return [JsonlSink(folder.metrics), terminal, CurvesSink(folder.curves, folder.metrics)]

@@ -48,6 +48,9 @@ class OptimConfig:
         )
 
 
+MAY_BE_ZERO = ("save_seconds", "save_steps", "skip_spikes")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, how much at once, how often to look."""
@@ -64,6 +67,8 @@ class TrainConfig:
     """Save a checkpoint after every SAVE_EVERY epochs, and after the last."""
     save_seconds: float = 20.0
     """But not so soon after the last one: with epochs of a second, writing would take a tenth of the time."""
+    save_steps: int = 0
+    """Save within epochs, too, after every SAVE_STEPS steps; 0: not."""
     log_every: int = 50
     """Write the mean of every term to metrics.jsonl each LOG_EVERY steps."""
     skip_spikes: float = 0.0
@@ -75,7 +80,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Validate."""
         for spec in dataclasses.fields(self):
-            value, least = getattr(self, spec.name), 0 if spec.name in ("save_seconds", "skip_spikes") else 1
+            value, least = getattr(self, spec.name), 0 if spec.name in MAY_BE_ZERO else 1
             require(value >= least, f"train.{spec.name.replace('_', '-')}", value, f"give at least {least}")
         spikes = self.skip_spikes
         require(spikes == 0 or spikes > 1, "train.skip-spikes", spikes, "give a factor above 1, or 0")

@@ -1,7 +1,7 @@
 """How batches reach a step: what the host does before it, and what the device does in it."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -11,6 +11,16 @@ from pcl_fast.first_batch import checked
 Check = Callable[[ViewBatch], None]
 
 
+class BatchShape(NamedTuple):
+    """What batches have in common that a graph can be of: so many `images`, views of so many `pixels`.
+
+    `pixels` is None where they are always the same.
+    """
+
+    images: int
+    pixels: int | None
+
+
 class Feed(Protocol):
     """The batches of one epoch at a time: `advance` on the host, then `take` in the step."""
 
@@ -18,8 +28,8 @@ class Feed(Protocol):
         """Open an epoch (0-based) at its batch `first_step`. Raises what the loader raises."""
         ...
 
-    def advance(self) -> int | None:
-        """Get the next batch ready: how many images it has, or None at the end of the epoch."""
+    def advance(self) -> BatchShape | None:
+        """Get the next batch ready: its shape, or None at the end of the epoch."""
         ...
 
     def take(self) -> ViewBatch:
@@ -32,7 +42,7 @@ class Feed(Protocol):
 
 
 def make_feed(loader: TrainLoader, check: Check, fixed: bool) -> Feed:
-    """The feed of a loader; `fixed`, each size of batch always lies in the same memory."""
+    """The feed of a loader; `fixed`, each shape of batch always lies in the same memory."""
     if isinstance(loader, DeviceLoader) and loader.is_even:
         return DeviceFeed(loader, check)
     return HostFeed(loader, check, fixed)
@@ -54,10 +64,10 @@ class DeviceFeed:
             self._loader.begin(epoch, first_step)
             self._checked = True
 
-    def advance(self) -> int | None:
-        """The size of the next batch; nothing else is to do."""
+    def advance(self) -> BatchShape | None:
+        """The shape of the next batch; nothing else is to do."""
         self._left -= 1
-        return self._loader.batch_size if self._left >= 0 else None
+        return BatchShape(self._loader.batch_size, None) if self._left >= 0 else None
 
     def take(self) -> ViewBatch:
         """The next batch."""
@@ -73,7 +83,7 @@ class HostFeed:
     def __init__(self, loader: TrainLoader, check: Check, fixed: bool) -> None:
         self._loader, self._check, self._fixed = loader, check, fixed
         self._batches: Iterator[ViewBatch] = iter(())
-        self._places: dict[int, ViewBatch] = {}
+        self._places: dict[BatchShape, ViewBatch] = {}
         self._ready: ViewBatch | None = None
 
     def begin(self, epoch: int, first_step: int) -> None:
@@ -81,20 +91,20 @@ class HostFeed:
         self.close()
         self._batches = checked(self._loader.epoch(epoch, first_step), self._check)
 
-    def advance(self) -> int | None:
+    def advance(self) -> BatchShape | None:
         """Fetch the next batch; copied to its fixed place, if it has one."""
         batch = next(self._batches, None)
         if batch is None:
             return None
-        size = len(batch.labels_B)
-        self._ready = self._placed(batch, size) if self._fixed else batch
-        return size
+        shape = BatchShape(len(batch.labels_B), batch.views_VBCHW.shape[-1])
+        self._ready = self._placed(batch, shape) if self._fixed else batch
+        return shape
 
-    def _placed(self, batch: ViewBatch, size: int) -> ViewBatch:
-        place = self._places.get(size)
+    def _placed(self, batch: ViewBatch, shape: BatchShape) -> ViewBatch:
+        place = self._places.get(shape)
         if place is None:
             tensors = (batch.views_VBCHW, batch.labels_B, batch.sample_ids_B)
-            place = self._places[size] = ViewBatch(*(torch.empty_like(tensor) for tensor in tensors))
+            place = self._places[shape] = ViewBatch(*(torch.empty_like(tensor) for tensor in tensors))
         place.views_VBCHW.copy_(batch.views_VBCHW, non_blocking=True)
         place.labels_B.copy_(batch.labels_B, non_blocking=True)
         place.sample_ids_B.copy_(batch.sample_ids_B, non_blocking=True)

@@ -1,5 +1,6 @@
 """All that training changes, and its saving and restoring."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.errors import ConfigError
-from pcl_fast.guard import FiniteGuard
+from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import Objective
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.mean_teacher import MeanTeacher
+from pcl_fast.step.reduction import Reduction
 from pcl_fast.streams import Fork
 
 Forward = Callable[[Tensor], PeerOutputs]
@@ -25,7 +27,8 @@ class TrainState:
 
     `arena` holds parameters, momentum and averages. `student_forward` and `teacher_forward` run the two
     networks (compiled or not), `fork` the one beside the other; `amp_dtype` is the precision of their
-    convolutions.
+    convolutions. `reduction` adds up over all ranks, if there are several; `spikes`
+    says which updates to skip.
     """
 
     network: PeerNetwork
@@ -37,6 +40,8 @@ class TrainState:
     student_forward: Forward
     teacher_forward: Forward | None
     fork: Fork
+    reduction: Reduction | None = None
+    spikes: SpikeGuard | None = None
 
     def learning_mode(self) -> None:
         """Both networks as training runs them, after an evaluation has changed it."""
@@ -50,7 +55,7 @@ class TrainState:
             "network": _copies(self.network.state_dict()),
             "mean_teacher": _copies(self.mean_teacher.network.state_dict()) if self.mean_teacher else None,
             "momentum": _copies(self.arena.momentum),
-            "rng": _random_state(),
+            "spikes": self.spikes.state_dict() if self.spikes else None,
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -65,7 +70,15 @@ class TrainState:
             self.mean_teacher.network.load_state_dict(saved["mean_teacher"])
         self.arena.load_momentum(saved["momentum"])
         self.arena.refresh_half()
-        _restore_random_state(saved["rng"])
+        if self.spikes is not None and saved.get("spikes") is not None:
+            self.spikes.load_state_dict(saved["spikes"])
+
+    def checksum(self) -> int:
+        """A CRC-32 of all weights and statistics, which are the same on every rank."""
+        crc = zlib.crc32(b"")
+        for value in (*self.network.state_dict().values(), self.arena.buffers.momentum):
+            crc = zlib.crc32(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
+        return crc
 
     def deployed_tensors(self) -> dict[str, Tensor]:
         """The product of the method, under the names of the plain backbone (PCL: the first peer's EMA)."""
@@ -82,13 +95,14 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def _random_state() -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Tensor]:
     """Torch's generators: the product draws nothing from them, but a network with dropout does."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+    states = {"cpu": torch.get_rng_state()}
+    return states if device.type == "cpu" else states | {"cuda": torch.cuda.get_rng_state(device)}
 
 
-def _restore_random_state(saved: dict[str, Any]) -> None:
+def restore_random_state(saved: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on drawing from where `random_state` was."""
     torch.set_rng_state(saved["cpu"])
-    if len(saved["cuda"]) == torch.cuda.device_count() > 0:
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    if device.type == "cuda" and "cuda" in saved:
+        torch.cuda.set_rng_state(saved["cuda"], device)

@@ -1,11 +1,14 @@
 """One training step: forward, losses, backward, SGD, mean teachers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pcl_fast.contract import PeerOutputs, ViewBatch
+from pcl_fast.objectives.base import Loss
+from pcl_fast.step.reduction import times
 from pcl_fast.step.state import TrainState
 
 
@@ -40,10 +43,19 @@ def train_step(state: TrainState, batch: ViewBatch, moment: Moment) -> StepMetri
     student, teacher = _forwards(state, batch.views_VBCHW)
     weight = _on_device(moment.distill_weight, batch.labels_B)
     loss = state.objective.loss(student, teacher, batch.labels_B, weight)
-    state.arena.differentiate(loss.roots, loss.seeds)
+    watched = _differentiate(state, loss, len(batch.labels_B))
     metrics = StepMetrics(loss.terms, loss.correct, state.arena.gradient_norm())
-    _update(state, metrics, moment)
+    _update(state, [watched, metrics.gradient_norm], moment)
     return metrics
+
+
+def _differentiate(state: TrainState, loss: Loss, images: int) -> Tensor:
+    """The gradients of the mean loss over the images of all ranks, and what to watch besides their norm."""
+    if state.reduction is None:
+        state.arena.differentiate(loss.roots, loss.seeds)
+        return loss.terms
+    state.arena.differentiate(loss.roots, times(loss.seeds, loss.roots, images))
+    return state.reduction(images, [loss.terms, state.arena.gradient_norm()])
 
 
 def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, PeerOutputs | None]:
@@ -63,9 +75,11 @@ def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, Peer
     return student, teacher
 
 
-def _update(state: TrainState, metrics: StepMetrics, moment: Moment) -> None:
-    """SGD, then the mean teachers (PCL eq. 4); neither, once anything was not finite."""
-    stop = state.guard.watch([metrics.terms, metrics.gradient_norm], moment.step)
+def _update(state: TrainState, watched: Sequence[Tensor], moment: Moment) -> None:
+    """SGD, then the mean teachers (PCL eq. 4); neither in a spike, or once anything was not finite."""
+    stop = state.guard.watch(watched, moment.step)
+    if state.spikes is not None:
+        stop = torch.maximum(stop, state.spikes.watch(watched[-1]))
     lr, phi = (_on_device(value, stop) for value in (moment.lr, moment.ema_coefficient))
     state.arena.update(lr, phi, stop)
     if state.mean_teacher is not None:
