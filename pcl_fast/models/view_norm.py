@@ -8,7 +8,7 @@ Three ways, equal in value and gradients. On the CPU, where they fit: our kernel
 perhaps with the convolution before it. Eager elsewhere: torch's own kernel on one view after the other,
 written into slices of one output, which spares the forward pass a concatenation; backward, each view's
 gradient is copied into place once. Compiled: a formula in plain operations, which the compiler fuses; eager
-it is many times slower.
+it is many times slower. A fourth, in plain operations, takes its statistics over the batches of all ranks.
 """
 
 import torch
@@ -21,6 +21,7 @@ from pcl_fast.errors import ConfigError
 from pcl_fast.kernels import conv_norm, norm_act
 from pcl_fast.kernels.norm_act import NormState
 from pcl_fast.kernels.residual_blocks import ResidualBlock, residual_blocks, takes_blocks
+from pcl_fast.models.sync_norm import SumOverRanks, normalise_over_ranks
 from pcl_fast.models.view_statistics import has_kernel, normalise_by_formula, normalise_slices
 
 
@@ -32,8 +33,10 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     it stays a module of its own elsewhere (`fuse.attach_convolutions`). `blocks` is a chain of residual
     blocks that ends here, each given by its two norms, and its shortcut's if it has one: a call without a
     residual runs all of it (`fuse.chain_blocks`). `calls` is how often a forward of the network calls it;
-    unless it `counts`, batches are counted elsewhere (`PeerNetwork.count_together`). Raises ConfigError where
-    a view holds a single value a channel, which has no variance.
+    unless it `counts`, batches are counted elsewhere (`PeerNetwork.count_together`). `sum_over_ranks`, which
+    adds a tensor up over all ranks in place, makes training statistics those of all ranks' batches together
+    (`synchronise`), without kernels. Raises ConfigError where a view holds a single value a channel, which
+    has no variance.
     """
 
     num_views: int = 1
@@ -42,6 +45,7 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     use_kernels: bool = False
     conv: tuple[nn.Conv2d] | None = None  # in a tuple, so as not to be a submodule here, too
     blocks: tuple[tuple["ViewBatchNorm2d", ...], ...] = ()
+    sum_over_ranks: SumOverRanks | None = None
 
     @classmethod
     def like(cls, norm: nn.BatchNorm2d) -> "ViewBatchNorm2d":
@@ -90,11 +94,15 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
         return x
 
     def _may_use_kernels(self) -> bool:
-        return self.training and self.use_kernels and not torch.compiler.is_compiling()
+        allowed = self.use_kernels and self.sum_over_ranks is None
+        return self.training and allowed and not torch.compiler.is_compiling()
 
     def _normalise(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
+        if self.sum_over_ranks is not None:
+            self._note_views()  # how many values a view has, the other ranks know, too
+            return normalise_over_ranks(input, self, self.num_views, self.sum_over_ranks)
         self._count_views(input.numel() // self.num_features)
         if self.num_views == 1:
             assert self.momentum is not None
@@ -107,6 +115,9 @@ class ViewBatchNorm2d(nn.BatchNorm2d):
     def _count_views(self, values: int) -> None:
         if values < 2 * self.num_views:
             raise ConfigError("a view of one image of one pixel has no statistics; use a batch of 2 or more.")
+        self._note_views()
+
+    def _note_views(self) -> None:
         if self.counts:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(self.num_views)
@@ -166,15 +177,34 @@ def set_num_views(module: nn.Module, num_views: int) -> None:
             layer.num_views = num_views
 
 
-def _autocasts() -> bool:
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-
-
 def allow_kernels(module: nn.Module) -> None:
     """Let the per-view layers in `module` use our kernels where they fit."""
     for layer in module.modules():
         if isinstance(layer, ViewBatchNorm2d):
             layer.use_kernels = True
+
+
+def synchronise(module: nn.Module, sum_over_ranks: SumOverRanks) -> None:
+    """Let every BatchNorm in `module` take its training statistics over the batches of all ranks, per view.
+
+    `sum_over_ranks` adds a tensor up over ranks, in place; all ranks call it as often, in the same order.
+    A copy of the module wants a call of its own: copying what has it copies that, too. Raises ConfigError
+    naming a layer that mixes views in another way, and changes nothing then.
+    """
+    layers = dict(module.named_modules())
+    for name, layer in layers.items():
+        if _mixes_views(layer):
+            raise ConfigError(
+                f"--sync-bn: layer '{name}' is a {type(layer).__name__} with statistics that cannot be those "
+                "of all ranks; leave out --sync-bn, or replace the layer"
+            )
+    for layer in layers.values():
+        if isinstance(layer, ViewBatchNorm2d):
+            layer.sum_over_ranks = sum_over_ranks
+
+
+def _autocasts() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _mixes_views(layer: nn.Module) -> bool:

@@ -14,7 +14,7 @@ def normalise_by_formula(input: Tensor, norm: nn.BatchNorm2d, views: int) -> Ten
     x_VBCHW = input.unflatten(0, (views, -1))
     x_VBCHW = x_VBCHW.float() if input.dtype in (torch.bfloat16, torch.float16) else x_VBCHW
     var_VC, mean_VC = torch.var_mean(x_VBCHW, dim=(1, 3, 4), correction=0)
-    _update_running(norm, mean_VC.detach(), var_VC.detach(), x_VBCHW.numel() // mean_VC.numel())
+    update_running(norm, mean_VC.detach(), var_VC.detach(), x_VBCHW.numel() // mean_VC.numel())
     scale_VC = torch.rsqrt(var_VC + norm.eps)
     if norm.affine:
         scale_VC = scale_VC * norm.weight
@@ -25,7 +25,7 @@ def normalise_by_formula(input: Tensor, norm: nn.BatchNorm2d, views: int) -> Ten
     return out.to(input.dtype).flatten(0, 1)
 
 
-def _update_running(norm: nn.BatchNorm2d, mean_VC: Tensor, var_VC: Tensor, values: int) -> None:
+def update_running(norm: nn.BatchNorm2d, mean_VC: Tensor, var_VC: Tensor, values: int | Tensor) -> None:
     """All V momentum updates at once: (1-a)^V r + sum_i a (1-a)^(V-i) s_i, i = 1..V (method.md, section 2).
 
     `values` is the number of values a channel and view; the running variance is the unbiased one.
