@@ -16,6 +16,7 @@ from pcl_fast.lockstep import run_together, to_all
 from pcl_fast.metrics import RunningMeans, accuracies
 from pcl_fast.out_of_memory import advising
 from pcl_fast.progress import Accuracies, Progress
+from pcl_fast.records import describe, num_measured
 from pcl_fast.reporter import Reporter
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.signals import StopSignal
@@ -44,9 +45,7 @@ class Trainer:
         self.reporter = Reporter(sinks)
         self.state = build_state(config, say=self.say, world=world)
         self.objective = self.state.objective
-        self.train_heads = [f"peer{j + 1}" for j in range(self.objective.num_peers)]
-        self.train_heads += ["ensemble"] * self.objective.has_ensemble
-        width = len(self.objective.term_names) + len(self.train_heads) + 1
+        width = num_measured(self.objective)
         means = RunningMeans(width, self.device, world), RunningMeans(width, self.device, world)
         self.progress = Progress(*means)
         self.timetable = Timetable(config, data.train.steps_per_epoch, self.device)
@@ -200,23 +199,7 @@ class Trainer:
             raise _Stopped
 
     def _describe(self, running: RunningMeans, epoch: int) -> Record:
-        moment = self.timetable.on_host(self.steps_done)
-        names = self.objective.term_names
-        means = running.means()
-        correct = means[len(names) + 1 :]
-        return {
-            "epoch": epoch,
-            "step": moment.step,
-            "lr": moment.lr,
-            "distill_weight": moment.distill_weight,
-            "ema_coefficient": moment.ema_coefficient,
-            "loss": sum(means[: len(names)]),
-            "terms": dict(zip(names, means, strict=False)),
-            "gradient_norm": means[len(names)],
-            **({"skipped": int(spikes.skipped)} if (spikes := self.state.spikes) is not None else {}),
-            "train_top1": {head: 100 * share for head, share in zip(self.train_heads, correct, strict=True)},
-            "images_per_second": running.rate(),
-        }
+        return describe(running, self.timetable.on_host(self.steps_done), self.state, epoch)
 
     def _write(self, record: Record) -> None:
         self.progress.records += 1
