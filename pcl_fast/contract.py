@@ -86,7 +86,7 @@ class DeviceLoader(TrainLoader, Protocol):
 
     @property
     def is_even(self) -> bool:
-        """Whether every batch has `batch_size` images; `begin` and `take` serve only such."""
+        """Whether every batch has `batch_size` images, of one size; `begin` and `take` serve only such."""
         ...
 
     def begin(self, epoch: int, first_step: int = 0) -> None:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+SIZE_STEP = 32
+
 
 def learning_rate(start: float, epoch: int, epochs: int, milestones: Sequence[float], gamma: float) -> float:
     """Step decay: `start` times `gamma` for each milestone (a share of `epochs`) that `epoch` has reached.
@@ -26,6 +28,18 @@ def warmup_factor(step: int, warmup_steps: float) -> float:
 def milestone_epoch(share: float, epochs: int) -> int:
     """The first epoch (0-based) at or after `share` of the run."""
     return math.ceil(round(share * epochs, 9))
+
+
+def view_size(epoch: int, epochs: int, start: int, until: float, pixels: int) -> int:
+    """Progressive resizing: height and width of the views of an epoch (0-based) of `epochs`.
+
+    It rises linearly from `start` at epoch 0 to `pixels` at the share `until` of the run, in multiples of 32
+    (by which networks divide it), never above `pixels`.
+    """
+    if epoch >= milestone_epoch(until, epochs):
+        return pixels
+    exact = start + (pixels - start) * epoch / (until * epochs)
+    return min(SIZE_STEP * math.floor(exact / SIZE_STEP + 0.5), pixels)
 
 
 def rampup_weight(epoch: int, peak: float, rampup_epochs: float) -> float:

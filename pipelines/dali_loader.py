@@ -71,10 +71,11 @@ class DaliTrainLoader:
         def boxes(sizes_B2: NDArray[np.int64], ids_B: NDArray[np.int64]) -> Boxes[NDArray[np.int64]]:
             return draw_boxes_numpy(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
 
-        return self._views(self.plan.batches(epoch, first_step), boxes)
+        work = self._work.resized(options.in_epoch(epoch).image_size)
+        return self._views(work, self.plan.batches(epoch, first_step), boxes)
 
-    def _views(self, batches: Sequence[Tensor], boxes: BoxRule) -> Iterator[ViewBatch]:
-        for made in _served(self._work, batches, boxes, self.options):
+    def _views(self, work: Work, batches: Sequence[Tensor], boxes: BoxRule) -> Iterator[ViewBatch]:
+        for made in _served(work, batches, boxes, self.options):
             yield ViewBatch(made.views_VBCSS, made.labels_B, made.ids_B)
 
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,12 @@ class Work:
     spec: ViewSpec
     device: torch.device
     memory: Recycler
+
+    def resized(self, size: int) -> "Work":
+        """The same for views of `size` x `size` pixels."""
+        spec = replace(self.spec, size=size)
+        plan = replace(self.plan, crops=spec if self.plan.crops is not None else None)
+        return replace(self, spec=spec, plan=plan)
 
     def empty(self, views: int, batch: int) -> Tensor:
         """Memory for the views of a batch."""

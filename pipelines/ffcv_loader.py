@@ -8,6 +8,7 @@ is resumed at change a pixel.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -66,25 +67,25 @@ class FfcvTrainLoader:
             ConfigError: for a step that the epoch does not have.
         """
         batches = self.plan.batches(epoch, first_step)
-        return self._views(self._engine.batches(batches, self._boxes(epoch)))
+        return self._views(self._engine.batches(batches, self._work(epoch)))
 
     def host_part(self, epoch: int) -> Generator[Decoded]:
         """The batches of an epoch as the host leaves them to the device, without their views: to measure it.
 
         For a loader made with make_views="device".
         """
-        work = self._engine.work(self._boxes(epoch))
+        work = self._work(epoch)
         assert isinstance(work, ViewsOnTheDevice)
         return self._engine.made(self.plan.batches(epoch), work)
 
-    def _boxes(self, epoch: int) -> BoxRule:
-        options = self.options
+    def _work(self, epoch: int) -> Work:
+        options = self.options.in_epoch(epoch)
         rule = CropRule(options.scale, options.ratio)
 
         def boxes(sizes_B2: Tensor, ids_B: Tensor) -> Boxes[Tensor]:
             return random_boxes(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
 
-        return boxes
+        return self._engine.work(boxes, options.image_size)
 
     @staticmethod
     def _views(served: Generator[Served]) -> Iterator[ViewBatch]:
@@ -118,7 +119,8 @@ class FfcvEvalLoader:
             return centre_boxes(sizes_B2, options.image_size, options.resize)
 
         batches = ids.split(options.batch_size) if len(ids) else ()
-        with contextlib.closing(self._engine.batches(batches, boxes)) as served:
+        work = self._engine.work(boxes, options.image_size)
+        with contextlib.closing(self._engine.batches(batches, work)) as served:
             for batch in served:
                 yield EvalBatch(batch.views_VBCSS[0], batch.labels_B)
 
@@ -149,18 +151,18 @@ class _Engine:
         self.memory = Recycler(BATCHES_AHEAD + 2)
         self.window_pages: int | None = None
 
-    def batches(self, batches: Sequence[Tensor], boxes: BoxRule) -> Generator[Served]:
+    def batches(self, batches: Sequence[Tensor], work: Work) -> Generator[Served]:
         """The batches of these samples; the thread starts with the first, and ends with the generator."""
-        work = self.work(boxes)
         with contextlib.closing(self.made(batches, work)) as made_batches:
             for made in made_batches:
                 yield work.serve(made)
 
-    def work(self, boxes: BoxRule) -> Work:
-        """What is made of the batches of an epoch."""
+    def work(self, boxes: BoxRule, size: int) -> Work:
+        """What is made of the batches of an epoch: views of `size` x `size` pixels."""
+        spec = dataclasses.replace(self.spec, size=size)
         if self.in_decoder:
-            return ViewsWhenDecoded(self.samples, self.spec, self.memory, boxes)
-        return ViewsOnTheDevice(self.samples, self.spec, self.memory, boxes, self.device)
+            return ViewsWhenDecoded(self.samples, spec, self.memory, boxes)
+        return ViewsOnTheDevice(self.samples, spec, self.memory, boxes, self.device)
 
     def made(self, batches: Sequence[Tensor], work: Work) -> Generator[Any]:
         """The batches as FFCV's threads leave them; the thread ends with the generator."""

@@ -4,6 +4,7 @@ A loader is made as `Loader(path, options)`: `path` is a .beton file or, where t
 a folder with a subfolder of images for each class.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +85,8 @@ class ImageTrainOptions(ImageOptions):
     """Least and greatest share of the image's area that a crop covers."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and greatest width of a crop over its height."""
+    epoch_sizes: tuple[int, ...] = ()
+    """Height and width of the views of the first epochs, in the place of `image_size`."""
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)
@@ -93,6 +96,13 @@ class ImageTrainOptions(ImageOptions):
         _require(self.subset is None or self.subset >= 1, "subset", self.subset, "at least 1")
         _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "rising shares, 0 to 1")
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "rising and positive")
+        least = min(self.epoch_sizes, default=1)
+        _require(least >= 1, "least size of an epoch", least, "at least 1")
+
+    def in_epoch(self, epoch: int) -> "ImageTrainOptions":
+        """The same with the size of an epoch (0-based), and of no other."""
+        size = self.epoch_sizes[epoch] if epoch < len(self.epoch_sizes) else self.image_size
+        return dataclasses.replace(self, image_size=size, epoch_sizes=())
 
 
 def _require(condition: bool, name: str, value: object, needed: str) -> None:

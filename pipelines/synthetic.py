@@ -3,6 +3,7 @@
 What a training step costs when data costs nothing: the ceiling that real loaders are held against.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ class SyntheticOptions:
     channels_last: bool = False
     rank: int = 0
     world_size: int = 1
+    epoch_sizes: tuple[int, ...] = ()
+    """Height and width of the views of the first epochs, in the place of `image_size`."""
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.world_size)
@@ -45,7 +48,10 @@ class SyntheticOptions:
 
 
 class SyntheticTrainLoader:
-    """Serves one fixed batch of normal noise at every step, without a shorter last one; a `TrainLoader`."""
+    """Serves one fixed batch of normal noise at every step, without a shorter last one; a `TrainLoader`.
+
+    Epochs with views of another size have another one.
+    """
 
     def __init__(self, options: SyntheticOptions) -> None:
         """Make the batch.
@@ -61,13 +67,10 @@ class SyntheticTrainLoader:
                 f"{options.num_samples} synthetic samples do not fill one batch of {global_batch}: "
                 "use a smaller batch size or more samples"
             )
-        images, labels_B = _noise(options, options.num_views)
-        views_VBCHW = images.unflatten(0, (options.num_views, options.batch_size))
-        ids_B = torch.arange(global_batch, device=options.device)
-        ids_B = ids_B[share(global_batch, options.rank, options.world_size)]
-        self.batch = ViewBatch(views_VBCHW, labels_B, ids_B)
+        self.options = options
+        self.batch = self._make(options.image_size)
         self.batch_size = options.batch_size
-        self.is_even = True
+        self.is_even = set(options.epoch_sizes) <= {options.image_size}
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Nothing is to be laid out: all batches are one.
@@ -79,6 +82,7 @@ class SyntheticTrainLoader:
 
     def take(self) -> ViewBatch:
         """The batch."""
+        assert self.is_even, "epochs differ in the size of their views"
         return self.batch
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[ViewBatch]:
@@ -88,7 +92,18 @@ class SyntheticTrainLoader:
             ConfigError: for a step that the epoch does not have.
         """
         check_first_step(first_step, self.steps_per_epoch)
-        return (self.batch for _ in range(first_step, self.steps_per_epoch))
+        sizes = self.options.epoch_sizes
+        size = sizes[epoch] if epoch < len(sizes) else self.options.image_size
+        batch = self.batch if size == self.options.image_size else self._make(size)
+        return (batch for _ in range(first_step, self.steps_per_epoch))
+
+    def _make(self, size: int) -> ViewBatch:
+        options = self.options
+        images, labels_B = _noise(dataclasses.replace(options, image_size=size), options.num_views)
+        views_VBCHW = images.unflatten(0, (options.num_views, options.batch_size))
+        first = options.rank * options.batch_size
+        ids_B = torch.arange(first, first + options.batch_size, device=options.device)
+        return ViewBatch(views_VBCHW, labels_B, ids_B)
 
 
 class SyntheticEvalLoader:

@@ -58,13 +58,15 @@ class TorchTrainLoader:
             ConfigError: for a step that the epoch does not have.
         """
         batches = self.plan.batches(epoch, first_step)
-        return self._batches(_TrainImages(self.source, self.options, epoch), batches)
+        return self._batches(_TrainImages(self.source, self.options.in_epoch(epoch), epoch), batches)
 
-    def _batches(self, images: "_TrainImages", batches: Sequence[Tensor]) -> Iterator[ViewBatch]:
-        finish = _Finish(self.options)
-        with ended(_load(images, batches, self.options)) as made:
+    @staticmethod
+    def _batches(images: "_TrainImages", batches: Sequence[Tensor]) -> Iterator[ViewBatch]:
+        options = images.options
+        finish = _Finish(options)
+        with ended(_load(images, batches, options)) as made:
             for views, labels_B, ids_B in made:
-                views_VBCHW = finish(views).unflatten(0, (self.options.num_views, -1))
+                views_VBCHW = finish(views).unflatten(0, (options.num_views, -1))
                 yield ViewBatch(views_VBCHW, finish.move(labels_B), finish.move(ids_B))
 
 

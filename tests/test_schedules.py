@@ -10,6 +10,7 @@ from pcl_fast.schedules import (
     learning_rate,
     milestone_epoch,
     rampup_weight,
+    view_size,
     warmup_factor,
 )
 
@@ -88,3 +89,29 @@ def test_the_ema_of_constant_coefficients_is_the_mean_of_the_first_steps() -> No
         assert average == pytest.approx(sum(k**2 for k in range(1, g + 1)) / g, rel=1e-12)
     assert ema_coefficient(21, 0.95) == 0.95
     assert [ema_coefficient(g, 0.0) for g in (1, 2, 100)] == [0.0] * 3
+
+
+def sizes(epochs: int, start: int, until: float, pixels: int) -> list[int]:
+    return [view_size(epoch, epochs, start, until, pixels) for epoch in range(epochs)]
+
+
+def test_views_grow_linearly_to_their_full_size() -> None:
+    """From 128 to 224 in 8 of 10 epochs, 12 pixels an epoch: 128, 140, 152, 164, 176, 188, 200, 212."""
+    assert sizes(10, 128, 0.8, 224) == [128, 128, 160, 160, 192, 192, 192, 224, 224, 224]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 16, 30, 90, 300])
+@pytest.mark.parametrize("until", [0.1, 0.333, 0.75, 1.0])
+@pytest.mark.parametrize(("start", "pixels"), [(128, 224), (32, 176), (96, 100), (224, 224), (32, 32)])
+def test_view_sizes_are_near_the_line(epochs: int, until: float, start: int, pixels: int) -> None:
+    found = sizes(epochs, start, until, pixels)
+    assert found[0] == start
+    assert found == sorted(found)
+    assert all(size % 32 == 0 or size == pixels for size in found)
+    assert max(found) <= pixels
+    for epoch, size in enumerate(found):
+        share = epoch / (until * epochs)
+        if share >= 1 - 1e-9:
+            assert size == pixels
+        else:
+            assert abs(size - (start + share * (pixels - start))) <= 16

@@ -30,6 +30,10 @@ def fit_to_data(config: Config) -> Config:
         return image_data.fit_to_images(config)
     if data.backend != "resident":
         raise ConfigError(f"--data.backend {data.backend}: {data.dataset} is trained with resident")
+    if data.resize_from is not None:
+        raise ConfigError(
+            f"--data.resize-from {data.resize_from}: for images that are decoded, as ImageNet's"
+        )
     for flag, given in (("train", data.train), ("val", data.val), ("image-size", data.image_size)):
         if given is not None:
             fix = "it is read from --data.root, in its own size"
@@ -120,7 +124,8 @@ def _resident_val(config: Config, arrays: CifarArrays, rank: int) -> EvalLoader:
 def _synthetic_train(config: Config, num_views: int, rank: int) -> TrainLoader:
     num_samples = config.data.subset or TRAIN_IMAGES[config.data.dataset]
     options = _synthetic(config, rank, num_samples, config.train.batch_size)
-    return SyntheticTrainLoader(dataclasses.replace(options, num_views=num_views))
+    sizes = image_data.epoch_sizes(config)
+    return SyntheticTrainLoader(dataclasses.replace(options, num_views=num_views, epoch_sizes=sizes))
 
 
 def _synthetic_val(config: Config, rank: int) -> EvalLoader:

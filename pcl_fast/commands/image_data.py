@@ -13,6 +13,7 @@ import torch
 from pcl_fast.config import Backend, Config
 from pcl_fast.contract import EvalLoader, OpenData, TrainLoader
 from pcl_fast.errors import ConfigError, DataError
+from pcl_fast.schedules import view_size
 from pipelines.images import ClassList, list_classes, open_images
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
@@ -105,6 +106,7 @@ def _open_train(config: Config, num_views: int, rank: int) -> TrainLoader:
         order=data.order,
         window_pages=data.window_pages,
         subset=data.subset,
+        epoch_sizes=epoch_sizes(config),
         **_common(config, rank),
     )
     return _loader(data.backend, "TrainLoader")(_readable(config, data.train, "train"), options)
@@ -127,6 +129,15 @@ def _common(config: Config, rank: int) -> dict[str, Any]:
         "rank": rank,
         "world_size": config.ranks or 1,
     }
+
+
+def epoch_sizes(config: Config) -> tuple[int, ...]:
+    """Height and width of the views of each epoch; empty where they are the same throughout."""
+    data, epochs = config.data, config.train.epochs
+    if data.resize_from is None:
+        return ()
+    rule = (data.resize_from, data.resize_until, data.pixels)
+    return tuple(view_size(epoch, epochs, *rule) for epoch in range(epochs))
 
 
 def default_workers() -> int:

@@ -1,5 +1,6 @@
 """The loaders that a configuration opens for each of its ranks."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pcl_fast.commands.data import fit_to_data, opened_data, opened_val
 from pcl_fast.config import Config, DataConfig, TrainConfig
 from pcl_fast.device import resolve
+from pcl_fast.errors import ConfigError
 from tests.datasets_prep.pictures import convert_folder, write_folder
 
 IMAGES, VIEWS, GLOBAL_BATCH = 26, 2, 8
@@ -72,3 +74,20 @@ def test_a_process_alone_evaluates_on_everything(configs: dict[str, DataConfig],
     config = configured(configs[backend], ranks=2)
     with opened_val(config) as val:
         assert sum(len(batch.labels_B) for batch in val) == val.num_samples
+
+
+def test_views_grow_and_evaluation_does_not(configs: dict[str, DataConfig]) -> None:
+    for backend in ("torch", "synthetic"):
+        data = dataclasses.replace(configs[backend], image_size=96, resize_from=32, resize_until=0.5)
+        config = configured(data, ranks=None)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=8))
+        with opened_data(config, VIEWS) as opened:
+            for epoch, size in enumerate((32, 64, 64, 96, 96)):  # 32, 48, 64, 80, then 96
+                assert next(opened.train.epoch(epoch)).views_VBCHW.shape[3:] == (size, size)
+            assert next(iter(opened.val)).images_BCHW.shape[2:] == (96, 96)
+
+
+def test_only_decoded_images_grow(configs: dict[str, DataConfig]) -> None:
+    data = dataclasses.replace(configs["resident"], resize_from=32)
+    with pytest.raises(ConfigError, match=r"--data\.resize-from 32: for images that are decoded"):
+        configured(data, ranks=None)

@@ -98,3 +98,15 @@ def test_ranks_evaluate_exactly_so_many_together(num_samples: int, world_size: i
     counts = [sum(len(batch.labels_B) for batch in loader) for loader in loaders]
     assert sum(counts) == num_samples
     assert max(counts) - min(counts) <= 1
+
+
+def test_epochs_of_other_sizes_have_noise_of_that_size() -> None:
+    loader = SyntheticTrainLoader(replace(OPTIONS, epoch_sizes=(8, 12, 20)))
+    for epoch, size in enumerate((8, 12, 20, 20)):
+        first, second = loader.epoch(epoch)
+        assert first is second
+        alone = SyntheticTrainLoader(replace(OPTIONS, image_size=size)).batch
+        assert torch.equal(first.views_VBCHW, alone.views_VBCHW)
+        assert torch.equal(first.labels_B, alone.labels_B)
+    assert not loader.is_even, "a graph holds one size only"
+    assert SyntheticTrainLoader(replace(OPTIONS, epoch_sizes=(20,))).is_even
