@@ -52,8 +52,8 @@ class Saver:
     def wait(self) -> None:
         """Return when the last save is on the disk. OSError if it failed, though that was told."""
         self._finish()
-        self._untold = None
         if self._last is not None:
+            self._untold = None
             raise self._last
 
     def close(self) -> OSError | None:

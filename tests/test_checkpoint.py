@@ -1,6 +1,9 @@
 """The store keeps the newest two complete checkpoints; the lock keeps a folder for one holder."""
 
-import random
+import errno
+import hashlib
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from pcl_fast.checkpoint import CheckpointStore, RunLock, save_model
+from pcl_fast.checkpoint import CheckpointStore, RunLock, is_intact, save_model
 from pcl_fast.errors import ConfigError
-from tests.tiny import assert_bitwise_equal, files_limited_to, read_model
+from tests.tiny import assert_bitwise_equal, read_model
 
 
 def content(step: int) -> dict[str, Any]:
@@ -66,23 +69,170 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert_bitwise_equal(store.load_newest(no_warning), last)
 
 
-def test_there_are_never_fewer_than_two_once_there_were_two(tmp_path: Path) -> None:
-    """A random history of saves, full disks and cut files."""
-    draws, store = random.Random(3), CheckpointStore(tmp_path)
-    complete: list[int] = []
-    for step in range(1, 60):
-        if draws.random() < 0.4:
-            with files_limited_to(draws.randrange(20_000)), pytest.raises(OSError, match="File too large"):
-                store.save(content(step), step)
-        else:
-            store.save(content(step), step)
-            complete.append(step)
-        assert names(store) == [f"step-{kept:08d}.pt" for kept in complete[-2:]]
-        if complete:
-            saved = store.load_newest(no_warning)
-            assert saved is not None
-            assert saved["progress"]["steps_done"] == complete[-1]
-    assert len(complete) > 20
+@pytest.fixture
+def pair(tmp_path: Path) -> CheckpointStore:
+    """Checkpoints of steps 7 and 8, both complete."""
+    store = CheckpointStore(tmp_path)
+    for step in (7, 8):
+        store.save(content(step), step)
+    return store
+
+
+def flip(path: Path, offset: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_a_checkpoint_is_a_zip_file_whose_comment_is_the_digest_of_all_before_it(tmp_path: Path) -> None:
+    saved = content(5)
+    path = CheckpointStore(tmp_path).save(saved, 5)
+    data = path.read_bytes()
+    expected = b"sha256:" + hashlib.sha256(data[:-71]).hexdigest().encode()
+    assert data.endswith(expected)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.comment == expected
+        assert archive.testzip() is None
+    for mmap in (False, True):
+        assert_bitwise_equal(torch.load(path, weights_only=True, mmap=mmap), saved)
+
+
+def test_every_flipped_missing_or_added_byte_is_noticed(tmp_path: Path) -> None:
+    """All bits of a small file; all lengths it can be cut to; and what is put behind it."""
+    path = CheckpointStore(tmp_path).save({"progress": {}, "state": {"weights": torch.arange(7)}}, 1)
+    whole = path.read_bytes()
+    assert is_intact(path)
+    with path.open("r+b", buffering=0) as file:
+        for offset, byte in enumerate(whole):
+            for changed in (byte ^ (1 << offset % 8), byte ^ 0xFF):
+                os.pwrite(file.fileno(), bytes([changed]), offset)
+                assert not is_intact(path), f"byte {offset}: {changed} instead of {byte}"
+            os.pwrite(file.fileno(), bytes([byte]), offset)
+        assert is_intact(path)
+        for added in (b"\0", whole, whole[-71:]):
+            path.write_bytes(whole + added)
+            assert not is_intact(path)
+        path.write_bytes(whole)
+        for length in reversed(range(len(whole))):
+            file.truncate(length)
+            assert not is_intact(path), f"cut to {length} of {len(whole)} bytes"
+
+
+@pytest.mark.parametrize("part", ["first", "weights", "directory", "end record", "digest"])
+def test_damage_in_every_region_leads_to_the_checkpoint_before(pair: CheckpointStore, part: str) -> None:
+    seven, eight = pair.paths()
+    data, expected = eight.read_bytes(), torch.load(seven, weights_only=True)
+    offsets = {
+        "first": 0,
+        "weights": len(data) // 2,
+        "directory": data.index(b"PK\x01\x02") + 12,  # the time of a file
+        "end record": data.rindex(b"PK\x05\x06"),
+        "digest": len(data) - 1,
+    }
+    flip(eight, offsets[part])
+    warnings: list[str] = []
+    assert_bitwise_equal(pair.load_newest(warnings.append), expected)
+    assert len(warnings) == 1
+    assert (
+        "step-00000008.pt (its checksum is wrong or missing); going on from step-00000007.pt" in warnings[0]
+    )
+    assert "\n" not in warnings[0]
+
+
+def test_only_who_goes_on_training_sets_a_damaged_one_aside(pair: CheckpointStore) -> None:
+    seven, eight = pair.paths()
+    flip(eight, 3000)
+    damaged, warnings = eight.read_bytes(), list[str]()
+    for _ in range(2):
+        pair.load_newest(warnings.append)
+        assert names(pair) == [seven.name, eight.name]
+    assert len(warnings) == 2
+    pair.load_newest(warnings.append, set_aside=True)
+    assert len(warnings) == 3
+    assert names(pair) == [seven.name, f"{eight.name}.damaged"]
+    assert (pair.folder / f"{eight.name}.damaged").read_bytes() == damaged
+    saved = pair.load_newest(no_warning, set_aside=True)
+    assert saved is not None
+    assert saved["progress"]["steps_done"] == 7
+
+
+def test_if_none_is_whole_all_stay_where_they_are(pair: CheckpointStore) -> None:
+    """So that the same command does not begin anew when it is given again."""
+    for path in pair.paths():
+        flip(path, 3000)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="no checkpoint can be read"):
+            pair.load_newest(no_warning, set_aside=True)
+    assert names(pair) == ["step-00000007.pt", "step-00000008.pt"]
+
+
+def test_what_the_disk_cannot_read_now_is_not_called_damaged(
+    pair: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seven, eight = pair.paths()
+    open_ = Path.open
+
+    def failing(path: Path, mode: str = "r", **options: Any) -> Any:
+        if path == eight and mode == "rb":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return open_(path, mode, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", failing)
+        warnings: list[str] = []
+        saved = pair.load_newest(warnings.append, set_aside=True)
+        assert saved is not None
+        assert saved["progress"]["steps_done"] == 7
+        assert "step-00000008.pt (OSError)" in warnings[0]
+        pair.save(content(9), 9)
+        assert names(pair) == [seven.name, eight.name, "step-00000009.pt"], "two are known to be whole"
+    pair.save(content(10), 10)
+    assert names(pair) == ["step-00000009.pt", "step-00000010.pt"]
+
+
+def test_what_a_training_drops_while_it_is_read_is_looked_for_anew(pair: CheckpointStore) -> None:
+    class Overtaken(CheckpointStore):
+        """Between listing and reading, the training saves twice."""
+
+        def paths(self) -> list[Path]:
+            listed = super().paths()
+            if listed[-1].name == "step-00000008.pt":
+                for step in (9, 10):
+                    pair.save(content(step), step)
+            return listed
+
+    saved = Overtaken(pair.folder.parent).load_newest(no_warning)
+    assert saved is not None
+    assert saved["progress"]["steps_done"] == 10
+
+
+def test_steps_are_numbers_not_words(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        store.save(content(step), step)
+    assert [path.name for path in store.paths()] == ["step-99999999.pt", "step-100000000.pt"]
+    saved = store.load_newest(no_warning)
+    assert saved is not None
+    assert saved["progress"]["steps_done"] == 100_000_000
+
+
+def test_what_is_not_ours_is_neither_read_nor_dropped(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.folder.mkdir()
+    foreign = ["step-xyz.pt", "step-1.pt", "step-00000001.pt.damaged", "notes.txt", "step-00000001.pth"]
+    for name in foreign:
+        (store.folder / name).write_text("mine")
+    (store.folder / "step-00000099.pt").mkdir()
+    (store.folder / "step-00000098.pt").symlink_to("nowhere")
+    assert store.load_newest(no_warning) is None
+    for step in range(1, 5):
+        store.save(content(step), step)
+        saved = store.load_newest(no_warning, set_aside=True)
+        assert saved is not None
+        assert saved["progress"]["steps_done"] == step
+    kept = ["step-00000003.pt", "step-00000004.pt", "step-00000098.pt", "step-00000099.pt"]
+    assert names(store) == sorted(foreign + kept)
+    assert {(store.folder / name).read_text() for name in foreign} == {"mine"}
 
 
 def test_the_deployable_network_is_plain_float32_with_a_description(tmp_path: Path) -> None:
