@@ -55,14 +55,14 @@ class PlanOptions:
     """Of the fused floor, that a step which was not measured is taken to reach: 0.6 is good, 0.73 the best
     training of ResNet-50 that is known."""
     step: Path | None = None
-    """A step measured on one such GPU: the JSON of `pcl-fast profile PRESET --json FILE`."""
+    """A step measured on one such GPU: the JSON of `pcl-fast profile PRESET --json FILE` or `profile gpu`."""
     loaders: Path | None = None
     """Loaders measured on such a host: the JSON of `pcl-fast profile data FILE --json FILE`."""
     json: Path | None = None
     """Write every figure to this file, too."""
 
-    def __post_init__(self) -> None:
-        """Validate."""
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be."""
         for name in ("gpus", "nodes", "cores"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name} {getattr(self, name)}: give at least 1")
@@ -77,6 +77,7 @@ class PlanOptions:
 def main(words: Sequence[str]) -> None:
     """Print a table for each method of the preset, the models behind it, and what it comes to."""
     chosen, options = choose_with("plan", _elsewhere(words), PlanOptions())
+    options.check()
     console = Console()
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -77,20 +77,22 @@ def ring_seconds(size: float, ranks: int, bandwidth: float, hop: float) -> float
 def exchange_of(work: StepWork, config: Config) -> Exchange:
     """What a resolved configuration's step adds up: a message of gradients, one of statistics.
 
-    With `--sync-bn`, each call of a norm adds one message forward, and, of those that learn, one backward.
+    With `--sync-bn`, each call of a norm adds two messages forward, a mean's and a variance's, and, of those
+    that learn, one of both backward.
     """
     width = BFLOAT16 if config.dist.reduce_dtype == "bfloat16" else FLOAT32
     trunk, branch = (_norms(part) for part in (work.network.trunk, work.network.branch))
     peers, views = work.num_peers, work.num_views
     networks = 1 + (work.teacher != "none")
     once = sum(trunk) + peers * sum(branch)  # numbers of all statistics: a mean and a variance a channel
-    passes = (2 + (work.teacher == "train")) if config.sync_bn else 0
+    teaching = work.teacher == "train"
+    passes = (2 + teaching) if config.sync_bn else 0
     calls = len(trunk) + peers * len(branch)
     return Exchange(
         gradients=width * work.parameters,
         statistics=FLOAT32 * networks * once,
         synchronised=FLOAT32 * passes * (views * sum(trunk) + peers * sum(branch)),
-        messages=2 + passes * calls,
+        messages=2 + (3 + 2 * teaching) * calls * config.sync_bn,
     )
 
 

@@ -9,7 +9,7 @@ from pcl_fast.errors import ConfigError
 from pcl_fast.profile.plan.allreduce import LINK_REACHED, Cluster, exchange_of
 from pcl_fast.profile.plan.basis import Basis
 from pcl_fast.profile.plan.feed import Feed
-from pcl_fast.profile.plan.step_time import StepTime
+from pcl_fast.profile.plan.measured import StepTime
 from pcl_fast.profile.roofline import Kernel, StepFloor, StepWork
 from pcl_fast.profile.traffic import forward
 

@@ -89,7 +89,7 @@ def _read(path: Path, config: Config, views: int) -> Feed:
         return Feed(rate / max(workers, busy), Basis("measured", source))
     except ConfigError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
         raise not_such(path, FLAG, COMMAND) from None
 
 

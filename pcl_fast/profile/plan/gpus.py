@@ -7,7 +7,7 @@ from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.profile.ceilings import KNOWN, Ceilings
 
 GIB = 1 << 30
-# An H200 was seen to make 790 of the 989 TFLOP/s, and 4.3 of the 4.8 TB/s, that its data sheet says.
+# An H200 is said to make 790 of the 989 TFLOP/s, and 4.3 of the 4.8 TB/s, that its data sheet says.
 FLOPS_REACHED, BANDWIDTH_REACHED = 790 / 989, 4.3 / 4.8
 TF32 = 0.5  # of bfloat16's products: torch's default for float32 convolutions on these GPUs
 
@@ -36,12 +36,16 @@ def _scaled(published: Ceilings) -> Ceilings:
     )
 
 
+_H200 = dataclasses.replace(
+    KNOWN["NVIDIA H200"], source="said to be measured, not by us; kernel time assumed"
+)
+
 # Memory as drivers report it, rounded down; NVLink's bandwidth from the maker's data sheets: 900 GB/s
 # (H100, H200) and 600 GB/s (A100), both ways together.
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="h200", ceilings=KNOWN["NVIDIA H200"], memory=139 * GIB, link=450e9),
+        Gpu(name="h200", ceilings=_H200, memory=139 * GIB, link=450e9),
         Gpu(name="h100", ceilings=_scaled(KNOWN["NVIDIA H100 80GB HBM3"]), memory=79 * GIB, link=450e9),
         Gpu(name="a100", ceilings=_scaled(KNOWN["NVIDIA A100-SXM4-80GB"]), memory=79 * GIB, link=300e9),
     )

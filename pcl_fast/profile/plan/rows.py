@@ -37,6 +37,8 @@ def models_of(plan: Plan) -> Iterator[str]:
         "evaluation: each rank has its part of the images, and reaches the share of the floor that a "
         "training step does. Start, compilation, warm-up and checkpoints are left out."
     )
+    if plan.config.sync_bn:
+        yield "--sync-bn: its norms do without our kernels; what they lose by that is not counted."
     if plan.config.data.resize_from is not None:
         yield "progressive resizing is not counted: every epoch is taken to see views of full size."
 

@@ -1,6 +1,5 @@
 """The step of one GPU: measured, where a file says so, else projected from the floor of its network."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +7,14 @@ from pcl_fast.config import Config
 from pcl_fast.errors import ConfigError
 from pcl_fast.profile.plan.basis import Basis, told
 from pcl_fast.profile.plan.gpus import GPUS, Gpu, find_gpu, named_in
+from pcl_fast.profile.plan.measured import MeasuredStep, StepTime
 from pcl_fast.profile.plan.reports import not_such, read_report
+from pcl_fast.profile.plan.suite import FLAG, read_suite
 from pcl_fast.profile.roofline import StepFloor, StepWork
 from pcl_fast.profile.variants import BASELINES
 
-FLAG, COMMAND = "--step", "pcl-fast profile PRESET --json FILE"
+COMMAND = "pcl-fast profile PRESET --json FILE"
 DEFAULT_GPU = "h200"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
-    """Seconds of a step on one GPU, data at hand; `memory` in bytes, if that was measured, too."""
-
-    seconds: float
-    basis: Basis
-    memory: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredStep:
-    """What a file says of our fastest variant, and on which GPU."""
-
-    time: StepTime
-    device: str
 
 
 def projected_step(floor: StepFloor, share: float) -> StepTime:
@@ -45,28 +29,20 @@ def projected_step(floor: StepFloor, share: float) -> StepTime:
 
 
 def read_step(path: Path, config: Config, work: StepWork) -> MeasuredStep:
-    """Our fastest variant, computing alone, of a file that `pcl-fast profile` wrote.
+    """Our fastest variant, computing alone, of a file that `pcl-fast profile PRESET` or `gpu` wrote.
 
     Raises:
         ConfigError: if it is no such file, of another network, batch, precision or method, of a CPU, or
             holds baselines only.
     """
     report = read_report(path, FLAG, COMMAND)
-    found = _method(path, report, config.method)
-    wanted = {
-        "model": config.model,
-        "batch_size": config.train.batch_size,
-        "views": work.num_views,
-        "peers": work.num_peers,
-        "precision": config.amp.dtype,
-    }
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            what = key.replace("_", " ")
-            raise ConfigError(f"{FLAG} {path}: measured with {what} {found.get(key)}, this run has {value}")
     try:
-        return _read(path, report, found, work)
-    except (KeyError, TypeError, AttributeError, ValueError):
+        if "parts" in report:
+            return read_suite(path, report, config, work)
+        return _read(path, report, _method(path, report, config, work), work)
+    except ConfigError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, StopIteration):
         raise not_such(path, FLAG, COMMAND) from None
 
 
@@ -82,13 +58,27 @@ def gpu_of(name: str | None, measured: MeasuredStep | None) -> Gpu:
     return on
 
 
-def _method(path: Path, report: dict[str, Any], method: str) -> dict[str, Any]:
+def _method(path: Path, report: dict[str, Any], config: Config, work: StepWork) -> dict[str, Any]:
+    """What was measured of the method, if it is of the same run."""
     methods = {key: each for key, each in report.items() if isinstance(each, dict) and "variants" in each}
     if not methods:
         raise not_such(path, FLAG, COMMAND)
-    if method not in methods:
-        raise ConfigError(f"{FLAG} {path}: measured with method {', '.join(methods)}, this run has {method}")
-    return methods[method]
+    found = methods.get(config.method, {})
+    wanted = {
+        "model": config.model,
+        "batch_size": config.train.batch_size,
+        "views": work.num_views,
+        "peers": work.num_peers,
+        "precision": config.amp.dtype,
+    }
+    if not found:
+        others = ", ".join(methods)
+        raise ConfigError(f"{FLAG} {path}: measured with method {others}, this run has {config.method}")
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            what = key.replace("_", " ")
+            raise ConfigError(f"{FLAG} {path}: measured with {what} {found.get(key)}, this run has {value}")
+    return found
 
 
 def _read(path: Path, report: dict[str, Any], found: dict[str, Any], work: StepWork) -> MeasuredStep:
