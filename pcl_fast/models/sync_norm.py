@@ -42,7 +42,7 @@ class _Whole:
 
 @torch.no_grad()
 def _statistics(x_VBCHW: Tensor, sum_over_ranks: SumOverRanks) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all ranks: mean and biased variance of each view and channel, [V, C], and of how many values, [1]."""
+    """Over all ranks: mean and biased variance of each view and channel, [V, C]; of how many values, [1]."""
     views, batch, channels, height, width = x_VBCHW.shape
     kind = torch.promote_types(x_VBCHW.dtype, torch.float32)
     sums = x_VBCHW.sum(IN_VIEW, dtype=kind).flatten()
@@ -63,10 +63,12 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, whole.mean_VC, whole.invstd_VC, whole.count)
         ctx.add_up = whole.add_up
         scale_VC = whole.invstd_VC if weight is None else whole.invstd_VC * weight
-        out = (_apart(x, len(scale_VC)) - _spread(whole.mean_VC)).mul_(_spread(scale_VC))
+        out_VBCHW = (_apart(x, len(scale_VC)) - _spread(whole.mean_VC)).mul_(_spread(scale_VC))
         if bias is not None:
-            out += bias[:, None, None]
-        return out.to(x.dtype).flatten(0, 1)
+            out_VBCHW += bias[:, None, None]
+        out = torch.empty_like(x)  # not a view, so that a ReLU can be in place
+        _apart(out, len(scale_VC)).copy_(out_VBCHW)
+        return out
 
     @staticmethod
     @once_differentiable
