@@ -51,6 +51,12 @@ def test_ranks_share_the_evaluation_exactly(beton: Path, world_size: int) -> Non
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_a_rank_may_have_no_image_to_evaluate(beton: Path) -> None:
+    loader = FfcvEvalLoader(beton, dataclasses.replace(EVAL, rank=0, world_size=IMAGES + 1))
+    assert list(loader) == []
+    assert loader.num_samples == IMAGES
+
+
 def test_workers_change_nothing_nor_does_another_process(beton: Path) -> None:
     # OpenMP has as many threads as it is asked for, TBB no more than there are cores.
     threads = {"NUMBA_NUM_THREADS": "4", "NUMBA_THREADING_LAYER": "omp"}

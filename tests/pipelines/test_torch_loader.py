@@ -107,6 +107,12 @@ def test_ranks_share_the_evaluation_exactly(folder: Path, world_size: int) -> No
     assert torch.equal(torch.cat(parts), whole)
 
 
+def test_a_rank_may_have_no_image_to_evaluate(folder: Path) -> None:
+    loader = TorchEvalLoader(folder, dataclasses.replace(EVAL, rank=0, world_size=IMAGES + 1))
+    assert list(loader) == []
+    assert loader.num_samples == IMAGES
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_change_nothing(folder: Path, workers: int) -> None:
     assert_equal(batches_of(folder, workers=workers), batches_of(folder))
