@@ -162,8 +162,8 @@ def test_weights_in_memory_are_the_arena_s() -> None:
     assert more == 2 * work_of("cifar10-resnet32").parameters
 
 
-def test_activations_are_a_least() -> None:
-    """Below what autograd keeps when each operation is one of torch's, and not far below."""
+def test_activations_are_near_what_autograd_keeps() -> None:
+    """When each operation is one of torch's; a few maps that come and go are counted on top."""
     config = resolve(
         Config(model="resnet32", device="cpu", amp=dataclasses.replace(Config().amp, dtype="float32"))
     )
@@ -183,7 +183,7 @@ def test_activations_are_a_least() -> None:
         outputs = state.network(torch.randn(3, 4, 3, 32, 32))
     assert outputs.logits_VBC.requires_grad
     least = activation_bytes(step_work(config))
-    assert 0.6 * sum(kept.values()) <= least <= 1.2 * sum(kept.values())
+    assert 0.85 * sum(kept.values()) <= least <= 1.2 * sum(kept.values())
 
 
 @pytest.mark.parametrize(("gpus", "nodes"), [(1, 1), (8, 1), (8, 4)])

@@ -191,7 +191,7 @@ def _network(plan: Plan) -> Iterator[Row]:
         yield Row("network", "between nodes", "none needed", Basis("given", "one node"))
         return
     each, node = cluster.network / 1e9, cluster.gpus * cluster.network / 1e9
-    given = f"{told(each)} GB/s for each GPU, {told(node)} a node"
+    given = f"{told(each)} GB/s for each GPU, {told(node)} GB/s a node"
     yield Row("network", "between nodes", given, Basis("given", "--network, each way"))
     needed = f"{told(plan.network_needed / 1e9)} GB/s for each GPU"
     wanted = Basis("projected", f"moving then takes {ALLREDUCE_WANTED:.0%} of computing; hops come on top")
