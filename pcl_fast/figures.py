@@ -15,10 +15,13 @@ class RunFigures:
     """Derived numbers of a configuration. FLOPs count a multiplication and an addition as two.
 
     `train_flops_per_image` is one step's share: forward and backward (twice the forward, once for the first
-    layer, as an image wants no gradient) of every view, and the mean teachers' forward.
+    layer, as an image wants no gradient) of every view, and the mean teachers' forward. A step takes
+    `rank_batch` images on each of `ranks`, `global_batch` in all.
     """
 
     train_images: int
+    ranks: int
+    rank_batch: int
     global_batch: int
     views_per_image: int
     steps_per_epoch: int
@@ -47,7 +50,7 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     """
     objective = make_objective(config)
     images = config.data.subset or train_images or TRAIN_IMAGES[config.data.dataset]
-    batch = config.train.batch_size
+    batch = config.global_batch
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
     backbone = find_backbone(config.model, config.split)
@@ -55,6 +58,8 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     teacher = objective.uses_mean_teacher
     return RunFigures(
         train_images=images,
+        ranks=config.ranks or 1,
+        rank_batch=config.train.batch_size,
         global_batch=batch,
         views_per_image=objective.num_views,
         steps_per_epoch=steps,

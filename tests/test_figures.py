@@ -82,3 +82,15 @@ def test_forward_and_parameters_are_the_network_s(
     assert figures.deployed_flops_per_image == counted(plain, image)
     assert figures.trained_parameters == sum(p.numel() for p in network.parameters())
     assert figures.deployed_parameters == sum(p.numel() for p in plain.parameters())
+
+
+@pytest.mark.parametrize(("drop_last", "steps"), [(True, 1251), (False, 1252)])
+def test_several_ranks_take_fewer_steps_of_more_images(drop_last: bool, steps: int) -> None:
+    """1,281,167 images are 1,251 batches of 1,024, and a rest."""
+    preset = find_preset("imagenet-r18-node").config
+    data = dataclasses.replace(preset.data, drop_last=drop_last)
+    config = dataclasses.replace(preset, device="cpu", ranks=8, data=data)
+    figures = run_figures(resolve(config))
+    assert (figures.ranks, figures.rank_batch, figures.global_batch) == (8, 128, 1024)
+    assert (figures.steps_per_epoch, figures.total_steps) == (steps, 90 * steps)
+    assert figures.total_flops == figures.train_flops_per_image * 1024 * 90 * steps

@@ -19,15 +19,17 @@ from pcl_fast.schedules import milestone_epoch
 NETWORKS = ("resnet32", "resnet110", "vgg16", "densenet40_12", "wrn20_8")
 ROWS = [f"{data}-{net.replace('_', '-')}" for data in ("cifar10", "cifar100") for net in NETWORKS]
 ROWS += ["imagenet-r18", "imagenet-r50", "imagenet-rx50"]
+NODES = ["imagenet-r18-node", "imagenet-r50-node"]
 COMPARISONS = ["demo", "gain"]
 
 
 def test_every_row_of_the_paper_has_a_preset_and_a_twin() -> None:
-    assert set(preset_names()) == {*ROWS, *(f"{row}-vanilla" for row in ROWS), *COMPARISONS}
+    rows = [*ROWS, *NODES]
+    assert set(preset_names()) == {*rows, *(f"{row}-vanilla" for row in rows), *COMPARISONS}
     assert len(preset_names()) == len(set(preset_names()))
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", [*ROWS, *NODES])
 def test_a_twin_is_the_same_run_of_the_network_alone(row: str) -> None:
     ours, alone = find_preset(row), find_preset(f"{row}-vanilla")
     assert (ours.config.method, alone.config.method) == ("pcl", "vanilla")
@@ -54,6 +56,32 @@ def test_a_row_trains_the_network_and_the_data_of_its_name(row: str) -> None:
     assert recipe == expected
     alpha = resolve(dataclasses.replace(config, device="cpu")).pcl.rampup_epochs
     assert alpha == (20.0 if data == "imagenet" else 80.0)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_on_several_gpus_scales_only_where_that_is_the_recipe(row: str) -> None:
+    """ImageNet: 0.1 for 256 images, so 0.8 for 8 GPUs of them. CIFAR's rate is for the batch it has."""
+    config = dataclasses.replace(find_preset(row).config, ranks=8)
+    assert config.initial_lr == pytest.approx(0.8 if row.startswith("imagenet") else 0.1, rel=1e-15)
+    assert find_preset(row).config.initial_lr == 0.1
+    assert (config.optim.warmup_epochs, config.data.resize_from, config.sync_bn) == (0.0, None, False)
+
+
+@pytest.mark.parametrize("row", NODES)
+def test_a_node_trains_the_paper_s_network_on_more_images_at_once(row: str) -> None:
+    config, faithful = find_preset(row).config, find_preset(row.removesuffix("-node")).config
+    node = dataclasses.replace(config, ranks=8)
+    assert (node.global_batch, node.train.epochs) == (1024, 90)
+    assert node.initial_lr == pytest.approx(0.4, rel=1e-15)
+    same = dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, warmup_epochs=0.0),
+        train=dataclasses.replace(config.train, batch_size=256),
+    )
+    assert same == faithful
+    assert config.optim.warmup_epochs == 5
+    smaller = dataclasses.replace(config, data=dataclasses.replace(config.data, resize_from=160))
+    assert resolve(dataclasses.replace(smaller, device="cpu")).data.resize_from == 160, "as the text says"
 
 
 def test_a_comparison_is_every_method_with_every_seed() -> None:

@@ -35,15 +35,14 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
     table = Table(title=f"{config.method}: {config.model} on {config.data.dataset}", title_justify="left")
     table.show_header = False
     mebibytes = figures.deployed_bytes / 2**20
-    drops = ", ".join(str(epoch) for epoch in figures.lr_drop_epochs)
     rows = {
         "run folder": str(path),
         "device": f"{config.device}, {config.amp.dtype}, channels-last {config.channels_last}",
         "kernels": describe_kernels(config),
         "training images": f"{figures.train_images:,} of {config.data.classes} classes{_from(config)}",
-        "global batch": f"{figures.global_batch} images x {figures.views_per_image} views",
+        "global batch": _batch(figures),
         "steps": f"{figures.steps_per_epoch:,} an epoch, {figures.total_steps:,} in all",
-        "learning rate": f"{config.optim.lr:g}, x{config.optim.gamma:g} at epochs {drops}",
+        "learning rate": _rate(config, figures),
         "parameters trained": f"{figures.trained_parameters:,}",
         "network deployed": f"{figures.deployed_parameters:,} parameters, {mebibytes:.2f} MiB, "
         f"{short(figures.deployed_flops_per_image)}FLOPs an image",
@@ -58,6 +57,28 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _batch(figures: RunFigures) -> str:
+    """Images and views a step, and of how many ranks they are."""
+    total = f"{figures.global_batch:,} images x {figures.views_per_image} views"
+    return f"{figures.ranks} ranks x {figures.rank_batch:,} = {total}" if figures.ranks > 1 else total
+
+
+def _rate(config: Config, figures: RunFigures) -> str:
+    """The learning rate, what it is scaled from, and what becomes of it."""
+    optim = config.optim
+    parts = [f"{config.initial_lr:g}"]
+    if optim.lr_batch is not None and optim.lr_batch != figures.global_batch:
+        parts[0] += f" = {optim.lr:g} x {figures.global_batch:,} / {optim.lr_batch:,}"
+    elif optim.lr_batch is None and figures.ranks > 1:
+        parts.append("not scaled to the global batch (--optim.lr-batch)")
+    if optim.warmup_epochs:
+        parts.append(f"after {optim.warmup_epochs:g} epochs of warm-up")
+    if figures.lr_drop_epochs:
+        drops = ", ".join(str(epoch) for epoch in figures.lr_drop_epochs)
+        parts.append(f"x{optim.gamma:g} at epochs {drops}")
+    return ", ".join(parts)
 
 
 def _from(config: Config) -> str:

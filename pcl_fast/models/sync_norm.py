@@ -7,6 +7,7 @@ stay its own: whoever adds up all other gradients over ranks adds up these, too.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,11 +34,14 @@ def normalise_over_ranks(
     return _Normalise.apply(input, norm.weight, norm.bias, whole)  # pyright: ignore[reportReturnType]
 
 
+@dataclass(frozen=True, slots=True)
 class _Whole:
     """What ranks have in common: statistics of views, [V, C]; values a channel and view, [1]; and the sum."""
 
-    def __init__(self, mean_VC: Tensor, invstd_VC: Tensor, count: Tensor, add_up: SumOverRanks) -> None:
-        self.mean_VC, self.invstd_VC, self.count, self.add_up = mean_VC, invstd_VC, count, add_up
+    mean_VC: Tensor
+    invstd_VC: Tensor
+    count: Tensor
+    sum_over_ranks: SumOverRanks
 
 
 @torch.no_grad()
@@ -61,7 +65,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, whole: _Whole) -> Tensor:
         ctx.save_for_backward(x, weight, whole.mean_VC, whole.invstd_VC, whole.count)
-        ctx.add_up = whole.add_up
+        ctx.sum_over_ranks = whole.sum_over_ranks
         scale_VC = whole.invstd_VC if weight is None else whole.invstd_VC * weight
         out_VBCHW = (_apart(x, len(scale_VC)) - _spread(whole.mean_VC)).mul_(_spread(scale_VC))
         if bias is not None:
@@ -85,7 +89,7 @@ class _Normalise(torch.autograd.Function):
         of_weight = of_bias = None
         if weight is not None:
             of_weight, of_bias = sums_2VC.sum(1).to(weight.dtype)  # of this rank alone
-        ctx.add_up(sums_2VC)
+        ctx.sum_over_ranks(sums_2VC)
         along_VC, mean_grad_VC = sums_2VC / count
         scale_VC = invstd_VC if weight is None else invstd_VC * weight
         common_VBCHW = normal_VBCHW.mul_(_spread(along_VC)).add_(_spread(mean_grad_VC))
