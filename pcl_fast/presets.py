@@ -103,28 +103,19 @@ def _cifar(dataset: DatasetName, model: str) -> Config:
     )
 
 
-def _imagenet(model: str) -> Config:
+def _imagenet(model: str, batch: int = 256, warmup: float = 0.0) -> Config:
     """The usual ImageNet recipe (the paper's own is unknown): 90 epochs, x0.1 at 30 and 60.
 
-    256 images on each GPU; the learning rate is 0.1 for 256 on all of them together, and follows their
-    number.
+    `batch` images on each GPU; the learning rate is 0.1 for 256 images a step on all of them together.
     """
     return Config(
         model=model,
         data=DataConfig(dataset="imagenet", backend="ffcv"),
         pcl=PclConfig(rampup_share=20 / 90),
-        optim=OptimConfig(lr=0.1, lr_batch=256, weight_decay=1e-4, milestones=(30 / 90, 60 / 90)),
-        train=TrainConfig(epochs=90, batch_size=256),
-    )
-
-
-def _imagenet_node(model: str) -> Config:
-    """The same for 8 GPUs: 128 images on each, and 5 epochs of warm-up to the rate of 1,024 images."""
-    config = _imagenet(model)
-    return dataclasses.replace(
-        config,
-        optim=dataclasses.replace(config.optim, warmup_epochs=5.0),
-        train=dataclasses.replace(config.train, batch_size=128),
+        optim=OptimConfig(
+            lr=0.1, lr_batch=256, warmup_epochs=warmup, weight_decay=1e-4, milestones=(30 / 90, 60 / 90)
+        ),
+        train=TrainConfig(epochs=90, batch_size=batch),
     )
 
 
@@ -227,11 +218,7 @@ def cifar100_wrn20_8() -> Config:
 
 @_with_twin
 def imagenet_r18() -> Config:
-    """ResNet-18 on ImageNet: PCL 29.58 % top-1 error, alone (30.49).
-
-    The paper's own recipe is unknown; this is the usual one. On several GPUs the learning rate follows the
-    global batch: 0.1 for 256 images.
-    """
+    """ResNet-18 on ImageNet: PCL 29.58 % top-1 error, alone (30.49); the usual recipe, its own is unknown."""
     return _imagenet("resnet18")
 
 
@@ -251,13 +238,12 @@ def imagenet_rx50() -> Config:
 def imagenet_r18_node() -> Config:
     """ResNet-18 on ImageNet, on 8 GPUs: 128 images a GPU, 5 epochs of warm-up; no row of the paper.
 
-    Learning rate 0.1 for 256 images, so 0.4 for 1,024. Progressive resizing is off, as in every faithful
-    run; `--data.resize-from 160` begins with small views.
+    Learning rate 0.1 for 256 images, so 0.4. `--data.resize-from 160` switches progressive resizing on.
     """
-    return _imagenet_node("resnet18")
+    return _imagenet("resnet18", batch=128, warmup=5.0)
 
 
 @_with_twin
 def imagenet_r50_node() -> Config:
     """ResNet-50 on ImageNet, on 8 GPUs: otherwise as imagenet-r18-node."""
-    return _imagenet_node("resnet50")
+    return _imagenet("resnet50", batch=128, warmup=5.0)
