@@ -23,7 +23,6 @@ FREE_SETTINGS = frozenset(
         "data.workers",
         "train.log_every",
         "dist.timeout",
-        "ranks",
         "train.save_every",
         "train.save_steps",
         "train.save_seconds",

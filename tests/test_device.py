@@ -51,6 +51,7 @@ def test_what_was_given_is_kept() -> None:
         amp=AmpConfig(dtype="bfloat16"),
         channels_last="off",
         capture="off",
+        ranks=2,
         pcl=PclConfig(rampup_epochs=0.0, num_peers=5),
     )
     assert resolve(given) == given

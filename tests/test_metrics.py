@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pcl_fast import metrics
 from pcl_fast.contract import EvalBatch, PeerOutputs
-from pcl_fast.metrics import RunningMeans, measure_heads
+from pcl_fast.metrics import RunningMeans, accuracies, tally_heads
 
 IMAGES, CLASSES, PEERS = 103, 12, 3
 
@@ -46,7 +46,7 @@ def measure(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> dict
         heads_HBC = logits_HNC[:, numbers_B]
         return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS] if ensemble else None)
 
-    return measure_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))
+    return accuracies([tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))])
 
 
 def by_numpy(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, float]:
@@ -96,7 +96,7 @@ def test_several_networks_are_measured_in_one_pass(logits_HNC: Tensor, labels_N:
         ("peer", "ensemble"): predictor(logits_HNC),
         ("mean_teacher", "mean_ensemble"): predictor(-logits_HNC),
     }
-    heads = measure_heads(networks, CountedLoader(labels_N))
+    heads = accuracies([tally_heads(networks, CountedLoader(labels_N))])
     assert passes == 1
     assert list(heads)[PEERS:] == ["ensemble", *(f"mean_teacher{j}" for j in (1, 2, 3)), "mean_ensemble"]
     assert list(heads.values()) == [
@@ -135,7 +135,7 @@ def test_evaluation_can_be_stopped_before_any_batch(logits_HNC: Tensor, labels_N
         return PeerOutputs(logits_HNC[:, :16], logits_HNC[:, :16], None)
 
     with pytest.raises(InterruptedError):
-        measure_heads({("peer", "ensemble"): predict}, TableLoader(labels_N), stop)
+        tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N), stop)
     assert seen == [16, 16]
 
 

@@ -54,6 +54,8 @@ def test_every_free_setting_exists_and_may_change(folder: RunFolder) -> None:
         "train.log_every": 7,
         "train.save_every": 7,
         "train.save_seconds": 0.5,
+        "train.save_steps": 7,
+        "dist.timeout": 7.0,
         "train.eval_batch_size": 7,
     }
     assert changes.keys() == FREE_SETTINGS

@@ -14,6 +14,7 @@ from pcl_fast.first_batch import check_views
 from pcl_fast.metrics import RunningMeans
 from pcl_fast.objectives import make_objective
 from pcl_fast.profile.baseline import BaselineStep
+from pcl_fast.records import num_measured
 from pcl_fast.step.capture import CapturedCalls, make_calls
 from pcl_fast.step.device_step import DeviceStep
 from pcl_fast.step.feed import DeviceFeed, Feed, make_feed
@@ -42,12 +43,12 @@ class Run:
 
     def __call__(self) -> None:
         """Make a step; raises what the loader raises."""
-        images = None if self._epoch < 0 else self._feed.advance()
-        if images is None:
+        shape = None if self._epoch < 0 else self._feed.advance()
+        if shape is None:
             self._begin((self._epoch + 1) % self._epochs)
-            images = self._feed.advance()
-        assert images is not None, "an epoch has a batch"
-        self._calls.run([self._part.step], images)
+            shape = self._feed.advance()
+        assert shape is not None, "an epoch has a batch"
+        self._calls.run([self._part.step], shape)
 
     def _begin(self, epoch: int) -> None:
         if epoch == 0:
@@ -72,7 +73,7 @@ def training_run(config: Config, loader: TrainLoader) -> Run:
     device, uncompiled = torch.device(config.device), list[str]()
     state = build_state(config, say=uncompiled.append)
     objective = state.objective
-    width = len(objective.term_names) + objective.num_peers + objective.has_ensemble + 1
+    width = num_measured(objective)
     timetable = Timetable(config, loader.steps_per_epoch, device)
     means = tuple(RunningMeans(width, device) for _ in range(2))
     feed = _feed(config, loader)

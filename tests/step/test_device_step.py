@@ -77,9 +77,9 @@ def make_steps(run: Run, first_epoch: int = 0, first_step: int = 0) -> Iterator[
     """The sizes of the batches that were trained on, one a step."""
     for epoch in range(first_epoch, EPOCHS):
         run.feed.begin(epoch, first_step if epoch == first_epoch else 0)
-        while (size := run.feed.advance()) is not None:
+        while (shape := run.feed.advance()) is not None:
             run.step()
-            yield size
+            yield shape.images
 
 
 def told_steps(run: Run) -> Iterator[tuple[StepMetrics, ViewBatch]]:
