@@ -197,7 +197,10 @@ def joined(device: torch.device, timeout: float) -> Generator[World]:
         yield World()
         return
     limit = datetime.timedelta(seconds=timeout + 60)  # later than the watchdog, who says more
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    backend = "gloo"
+    if device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(device)
     store = next(torch_dist.rendezvous("env://", timeout=limit))[0]
     watchdog = Watchdog(store.clone(), place.rank, place.size, timeout)  # a store serves one thread
     torch_dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)

@@ -128,10 +128,15 @@ class Trainer:
                 yield shape
                 self._account(shape.images, epoch)
                 self.reporter.stepped(self.steps_done)
-                if self.device.type == "cpu" or self.steps_done % STOP_EVERY == 0:
+                if self._may_stop_here():
                     self._serve_stop()
             self.feed.close()
         self.state.guard.check()
+
+    def _may_stop_here(self) -> bool:
+        """Whether this is a step after which all ranks look for a signal."""
+        wait_for_others = self.device.type == "cuda" and self.world.is_joined
+        return not wait_for_others or self.steps_done % STOP_EVERY == 0
 
     def _next_batch(self) -> BatchShape | None:
         self.world.enter("waiting for data", self.steps_done + 1)

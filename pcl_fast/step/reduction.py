@@ -60,7 +60,9 @@ class Reduction:
             self._travelling.copy_(self._gradients)
         self._world.sum_(self._travelling)
         self._world.sum_(self._rest)
-        torch.div(self._travelling, self._images, out=self._gradients)
+        if self._travelling is not self._gradients:
+            self._gradients.copy_(self._travelling)
+        self._gradients.div_(self._images)
         self._means.div_(self._images)
         self._copy(self._statistics, self._places)
         return self._findings
