@@ -78,6 +78,8 @@ def main(words: Sequence[str]) -> None:
     """Print a table for each method of the preset, the models behind it, and what it comes to."""
     chosen, options = choose_with("plan", _elsewhere(words), PlanOptions())
     options.check()
+    if chosen.side_by_side:
+        raise ConfigError("--seeds: a plan is of one run; give --seed, or nothing")
     console = Console()
     report: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

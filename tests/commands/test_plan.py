@@ -252,6 +252,7 @@ def test_real_photos_take_the_room_that_is_assumed(
         (["--share", "73"], "--share 73: give a share of the floor above 0, up to 1, as 0.6"),
         (["--gpu", "h20"], "--gpu h20: no figures of such a GPU. Did you mean 'h200'?"),
         (["--ranks", "4"], "--ranks: a plan has one for each GPU; give --gpus (of a node) and --nodes"),
+        (["--seeds", "1,2"], "--seeds: a plan is of one run; give --seed, or nothing"),
         (
             ["--step", "none.json"],
             "--step none.json cannot be read: No such file or directory; `pcl-fast profile",

@@ -197,7 +197,12 @@ def test_batches_steps_and_the_learning_rate(gpus: int, nodes: int) -> None:
     optim = dataclasses.replace(plan.config.optim, lr=0.1, lr_batch=256)
     scaled = dataclasses.replace(plan, config=dataclasses.replace(plan.config, optim=optim))
     row = next(row for row in rows_of(scaled) if row.what == "learning rate")
-    assert row.value.startswith(f"{0.1 * ranks:g} ")
+    assert row.value == f"{0.1 * ranks:g} at the start"
+    warm = dataclasses.replace(scaled.config, optim=dataclasses.replace(optim, warmup_epochs=5.0))
+    row = next(
+        row for row in rows_of(dataclasses.replace(scaled, config=warm)) if row.what == "learning rate"
+    )
+    assert row.value == f"{0.1 * ranks:g} after 5 epochs of warm-up"
     fixed = dataclasses.replace(plan.config, optim=dataclasses.replace(optim, lr_batch=None))
     row = next(row for row in rows_of(dataclasses.replace(plan, config=fixed)) if row.what == "learning rate")
     assert row.value.startswith("0.1 ")
@@ -234,6 +239,9 @@ def test_what_binds() -> None:
     assert slow.binds == "the all-reduce"
     assert slow.step_seconds == slow.step.seconds + slow.allreduce > 2 * slow.step.seconds
     assert plan_of(cores=1).feeding_cores == 1
+    data = dataclasses.replace(plan.config.data, workers=2)
+    few = dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=data))
+    assert (few.feeding_cores, few.binds) == (16, "data")
     for each, verb in ((plan, "computing binds"), (starved, "data bind;"), (slow, "the all-reduce binds")):
         assert verb in sentence(each, "it")
 

@@ -75,8 +75,9 @@ class Plan:
 
     @property
     def feeding_cores(self) -> int:
-        """Of a node, without those that drive its GPUs; one at least."""
-        return max(1, self.cluster.cores - self.cluster.gpus)
+        """Of a node, without those that drive its GPUs, and no more than `--data.workers`; one at least."""
+        free, workers = max(1, self.cluster.cores - self.cluster.gpus), self.config.data.workers
+        return free if workers is None else min(free, max(1, workers) * self.cluster.gpus)
 
     @property
     def fed(self) -> float | None:

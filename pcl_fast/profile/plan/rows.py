@@ -70,9 +70,9 @@ def _run(plan: Plan) -> Iterator[Row]:
     steps = f"{plan.steps_per_epoch:,} an epoch, {plan.steps_per_epoch * config.train.epochs:,} in all"
     of = f"{plan.images.train:,} images over the batch"
     yield Row("run", "steps", steps, Basis("computed", of))
-    yield Row(
-        "run", "learning rate", f"{config.initial_lr:g} at the start", Basis("computed", _scaling(plan))
-    )
+    warmup = config.optim.warmup_epochs
+    when = f"after {warmup:g} epochs of warm-up" if warmup else "at the start"
+    yield Row("run", "learning rate", f"{config.initial_lr:g} {when}", Basis("computed", _scaling(plan)))
 
 
 def _scaling(plan: Plan) -> str:
