@@ -17,7 +17,7 @@ from rich.table import Table
 
 import pcl_fast
 from pcl_fast import atomic
-from pcl_fast.commands.image_data import count_train_images
+from pcl_fast.commands.image_data import count_train_images, epoch_sizes
 from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import TEST_IMAGES, TRAIN_IMAGES, Config
 from pcl_fast.errors import ConfigError
@@ -28,7 +28,7 @@ from pcl_fast.profile.plan.feed import find_feed
 from pcl_fast.profile.plan.gpus import find_gpu
 from pcl_fast.profile.plan.rows import models_of, rows_of, sentence
 from pcl_fast.profile.plan.step_time import gpu_of, projected_step, read_step
-from pcl_fast.profile.roofline import step_floor, step_work
+from pcl_fast.profile.roofline import StepFloor, step_floor, step_work
 from pipelines.images import open_images
 
 # Bytes of an image: 70,547,336 of the 576 photos of docs/measurements.md, converted with --max-side 500.
@@ -122,6 +122,7 @@ def make_plan(config: Config, options: PlanOptions) -> Plan:
         step=projected_step(floor, options.share) if measured is None else measured.time,
         feed=find_feed(config, work.num_views, options.loaders),
         images=_images(config),
+        pace=_pace(config, floor),
     )
 
 
@@ -166,6 +167,7 @@ def report_of(plan: Plan, name: str) -> dict[str, Any]:
         "images_per_second_of_a_core": None if feed is None else feed.rate,
         "cores_needed": plan.cores_needed,
         "epoch_seconds": plan.epoch_seconds,
+        "seconds_of_epochs": plan.seconds_of_epochs,
         "evaluation_seconds": plan.evaluation_seconds,
         "run_seconds": plan.run_seconds,
         "network_bytes_per_second_needed": plan.network_needed,
@@ -186,6 +188,17 @@ def _elsewhere(words: Sequence[str]) -> list[str]:
     if not words or words[0].startswith("-"):
         return list(words)
     return [words[0], "--amp.dtype", "bfloat16", *words[1:], "--device", "cpu", "--capture", "off"]
+
+
+def _pace(config: Config, floor: StepFloor) -> tuple[float, ...]:
+    """Of each epoch the floor of its step's computing over that of views of full size; empty if all are."""
+    sizes = epoch_sizes(config)
+    shares: dict[int, float] = {}
+    for size in set(sizes):
+        data = dataclasses.replace(config.data, image_size=size, resize_from=None)
+        work = step_work(dataclasses.replace(config, data=data))
+        shares[size] = step_floor(work, floor.ceilings).seconds["fused"] / floor.seconds["fused"]
+    return tuple(shares[size] for size in sizes)
 
 
 def _images(config: Config) -> Images:

@@ -134,7 +134,7 @@ def test_what_was_measured_is_taken(tmp_path: Path, planned: Any) -> None:
     assert pcl["allreduce_seconds"] == pytest.approx(moving)
     assert pcl["epoch_seconds"] == pytest.approx(625 * (0.04 + moving))
     assert pcl["run_seconds"] == pytest.approx(90 * (pcl["epoch_seconds"] + pcl["evaluation_seconds"]))
-    assert pcl["sentence"].endswith("(projected from what was measured on one GPU and one host).")
+    assert pcl["sentence"].endswith("(projected from a step and loaders as measured).")
 
 
 def test_a_step_of_profile_gpu(tmp_path: Path, planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +168,7 @@ def test_a_step_of_profile_gpu(tmp_path: Path, planned: Any, capsys: pytest.Capt
     assert source == "gpu.json: captured on one NVIDIA H200, computing alone, 2026-11-24"
     _, report = planned(f"{PRESET}-vanilla", "--step", str(path))
     assert report["vanilla"]["compute_seconds"] == 0.012
+    assert report["vanilla"]["sentence"].endswith("(projected from a step as measured).")
     said = error_of([PRESET, "--step", str(path), "--train.batch-size", "128"], capsys)
     assert "gpu.json: holds resnet18 @256, resnet18 @64; this run has resnet18 @128, pcl" in said
     said = error_of([PRESET, "--step", str(path), "--pcl.num-peers", "2"], capsys)
@@ -189,6 +190,21 @@ def test_settings_of_training_count(planned: Any) -> None:
     assert rows(pcl)["between nodes"]["value"] == "25 GB/s for each GPU, 100 GB/s a node"
     assert "on 8 A100s in 2 nodes" in out
     assert "for all 16, evaluation included" in out
+
+
+def test_smaller_views_take_less(planned: Any) -> None:
+    """Views grow over the first half; computing goes with the pixels, about."""
+    words = ["--train.epochs", "8", "--gpus", "1", "--cores", "60"]
+    full = planned(PRESET, *words)[1]["pcl"]
+    out, report = planned(PRESET, *words, "--data.resize-from", "128", "--data.resize-until", "0.5")
+    assert "progressive resizing" in out
+    pcl = report["pcl"]
+    assert pcl["epoch_seconds"] == full["epoch_seconds"]
+    first, last = pcl["seconds_of_epochs"][0], pcl["seconds_of_epochs"][-1]
+    assert last == full["epoch_seconds"]
+    assert first == pytest.approx((128 / 224) ** 2 * last, rel=0.1)
+    assert pcl["seconds_of_epochs"] == sorted(pcl["seconds_of_epochs"])
+    assert full["run_seconds"] - pcl["run_seconds"] == pytest.approx(8 * last - sum(pcl["seconds_of_epochs"]))
 
 
 def test_precision_is_a_gpu_s_unless_given(planned: Any) -> None:

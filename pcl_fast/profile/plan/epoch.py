@@ -33,6 +33,9 @@ class Plan:
 
     Seconds are of a step of all ranks unless said otherwise. The host prepares batches while GPUs compute;
     the all-reduce follows computing. A core for each GPU is kept for the process that drives it.
+
+    `pace`: of each epoch, the share of computing that its smaller views take; empty where views have one
+    size. What is said of a step, and of an epoch, is of views of full size.
     """
 
     config: Config
@@ -42,6 +45,7 @@ class Plan:
     step: StepTime
     feed: Feed | None
     images: Images
+    pace: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """ConfigError for a batch that the data do not fill."""
@@ -122,6 +126,14 @@ class Plan:
         return self.steps_per_epoch * self.step_seconds
 
     @property
+    def seconds_of_epochs(self) -> tuple[float, ...]:
+        """Of the training steps of each epoch."""
+        return tuple(
+            self.steps_per_epoch * max(share * self.step.seconds + self.allreduce, self.loading)
+            for share in self.pace or (1.0,) * self.config.train.epochs
+        )
+
+    @property
     def evaluations(self) -> int:
         """After every so many epochs, and after the last."""
         return -(-self.config.train.epochs // self.config.train.eval_every)
@@ -137,7 +149,7 @@ class Plan:
     @property
     def run_seconds(self) -> float:
         """All epochs and evaluations; without start, compilation and checkpoints."""
-        return self.config.train.epochs * self.epoch_seconds + self.evaluations * self.evaluation_seconds
+        return sum(self.seconds_of_epochs) + self.evaluations * self.evaluation_seconds
 
     @property
     def network_needed(self) -> float:

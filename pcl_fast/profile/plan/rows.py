@@ -39,8 +39,11 @@ def models_of(plan: Plan) -> Iterator[str]:
     )
     if plan.config.sync_bn:
         yield "--sync-bn: its norms do without our kernels; what they lose by that is not counted."
-    if plan.config.data.resize_from is not None:
-        yield "progressive resizing is not counted: every epoch is taken to see views of full size."
+    if plan.pace:
+        yield (
+            "progressive resizing: an epoch of smaller views computes as much less as the floor of its "
+            "step is lower; loading is taken to stay as slow."
+        )
 
 
 def sentence(plan: Plan, name: str) -> str:
@@ -48,15 +51,19 @@ def sentence(plan: Plan, name: str) -> str:
     cluster, train = plan.cluster, plan.config.train
     where = f"{cluster.ranks} {cluster.gpu.name.upper()}{'s' * (cluster.ranks > 1)}"
     nodes = f" in {cluster.nodes} nodes" if cluster.nodes > 1 else ""
-    known = {row.basis.kind for row in rows_of(plan) if row.what in ("computing", "a core prepares")}
-    how = "projected from a measured step" if plan.step.basis.kind == "measured" else "projected"
-    if known == {"measured"}:
-        how = "projected from what was measured on one GPU and one host"
+    epoch = duration(sum(plan.seconds_of_epochs) / train.epochs)
+    binds = f"{plan.binds} {'bind' if plan.binds == 'data' else 'binds'}"
     return (
-        f"{name} on {where}{nodes}: {plan.binds} {'bind' if plan.binds == 'data' else 'binds'}; expect "
-        f"{duration(plan.epoch_seconds)} an epoch and {duration(plan.run_seconds)} for all {train.epochs}, "
-        f"evaluation included ({how})."
+        f"{name} on {where}{nodes}: {binds}; expect {epoch} an epoch and {duration(plan.run_seconds)} for all "
+        f"{train.epochs}, evaluation included ({_how(plan)})."
     )
+
+
+def _how(plan: Plan) -> str:
+    feed = plan.feed is not None and plan.feed.basis.kind == "measured"
+    parts = {"a step": plan.step.basis.kind == "measured", "loaders": feed}
+    measured = " and ".join(part for part, known in parts.items() if known)
+    return f"projected from {measured} as measured" if measured else "projected"
 
 
 def _run(plan: Plan) -> Iterator[Row]:
@@ -141,9 +148,10 @@ def _time(plan: Plan) -> Iterator[Row]:
     each = plan.images_per_second / plan.cluster.ranks
     rate = f"{told(each)} images/s a GPU, {told(plan.images_per_second)} in all"
     yield Row("time", "speed", rate, Basis("projected", "batch over step"))
-    yield Row(
-        "time", "epoch", duration(plan.epoch_seconds), Basis("projected", f"{plan.steps_per_epoch:,} steps")
-    )
+    epoch = duration(plan.epoch_seconds)
+    if plan.pace:
+        epoch += f" with full views, the first {duration(plan.seconds_of_epochs[0])}"
+    yield Row("time", "epoch", epoch, Basis("projected", f"{plan.steps_per_epoch:,} steps"))
     evaluation = f"{duration(plan.evaluation_seconds)}, {plan.evaluations} times"
     yield Row("time", "evaluation", f"{evaluation}, {plan.images.val:,} images", model)
     yield Row(
