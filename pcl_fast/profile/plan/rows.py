@@ -54,8 +54,8 @@ def sentence(plan: Plan, name: str) -> str:
     epoch = duration(sum(plan.seconds_of_epochs) / train.epochs)
     binds = f"{plan.binds} {'bind' if plan.binds == 'data' else 'binds'}"
     return (
-        f"{name} on {where}{nodes}: {binds}; expect {epoch} an epoch and {duration(plan.run_seconds)} for all "
-        f"{train.epochs}, evaluation included ({_how(plan)})."
+        f"{name} on {where}{nodes}: {binds}; expect {epoch} an epoch and {duration(plan.run_seconds)} "
+        f"for all {train.epochs}, evaluation included ({_how(plan)})."
     )
 
 
