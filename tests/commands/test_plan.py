@@ -27,7 +27,7 @@ from tests.datasets_prep.pictures import convert_folder, write_folder
 
 LOADERS = REPOSITORY / "docs" / "measurements" / "loaders.json"
 KINDS = Kind.__args__
-PRESET = "imagenet-r18"
+PRESET, SMALL = "imagenet-r18", "cifar10-resnet32"
 
 
 @pytest.fixture(autouse=True)
@@ -141,12 +141,12 @@ def test_a_step_of_profile_gpu(tmp_path: Path, planned: Any, capsys: pytest.Capt
     """Its file holds steps of many networks, and of PCL their FLOPs."""
 
     def step(mode: str, seconds: float, **changes: Any) -> dict[str, Any]:
-        row = {"what": "step", "mode": mode, "model": "resnet18", "batch": 256, "method": "pcl"}
+        row = {"what": "step", "mode": mode, "model": "resnet32", "batch": 128, "method": "pcl"}
         return row | {"augmented": False, "seconds": [seconds] * 3, "peak_bytes": 10**10} | changes
 
-    flops = work_of(on_gpu()).flops
-    floor = {"what": "floor", "model": "resnet18", "batch": 256, "method": "pcl", "flops": flops}
-    failed = {"what": "step", "mode": "captured", "model": "resnet18", "batch": 256, "method": "pcl"}
+    flops = work_of(on_gpu(SMALL)).flops
+    floor = {"what": "floor", "model": "resnet32", "batch": 128, "method": "pcl", "flops": flops}
+    failed = {"what": "step", "mode": "captured", "model": "resnet32", "batch": 128, "method": "pcl"}
     steps = [
         step("eager", 0.05),
         step("captured", 0.04),
@@ -162,18 +162,18 @@ def test_a_step_of_profile_gpu(tmp_path: Path, planned: Any, capsys: pytest.Capt
     }
     path = tmp_path / "gpu.json"
     path.write_text(json.dumps({"parts": parts}))
-    _, report = planned(PRESET, "--step", str(path))
+    _, report = planned(SMALL, "--step", str(path))
     assert report["pcl"]["compute_seconds"] == 0.04
     source = rows(report["pcl"])["computing"]["basis"]["source"]
     assert source == "gpu.json: captured on one NVIDIA H200, computing alone, 2026-11-24"
-    _, report = planned(f"{PRESET}-vanilla", "--step", str(path))
+    _, report = planned(f"{SMALL}-vanilla", "--step", str(path))
     assert report["vanilla"]["compute_seconds"] == 0.012
     assert report["vanilla"]["sentence"].endswith("(projected from a step as measured).")
-    said = error_of([PRESET, "--step", str(path), "--train.batch-size", "128"], capsys)
-    assert "gpu.json: holds resnet18 @256, resnet18 @64; this run has resnet18 @128, pcl" in said
-    said = error_of([PRESET, "--step", str(path), "--pcl.num-peers", "2"], capsys)
+    said = error_of([SMALL, "--step", str(path), "--train.batch-size", "256"], capsys)
+    assert "gpu.json: holds resnet32 @128, resnet32 @64; this run has resnet32 @256, pcl" in said
+    said = error_of([SMALL, "--step", str(path), "--pcl.num-peers", "2"], capsys)
     assert "GFLOP a step, this run has" in said
-    said = error_of([PRESET, "--step", str(path), "--amp.dtype", "float32"], capsys)
+    said = error_of([SMALL, "--step", str(path), "--amp.dtype", "float32"], capsys)
     assert "measured in bfloat16, this run has float32" in said
 
 
@@ -208,9 +208,7 @@ def test_smaller_views_take_less(planned: Any) -> None:
 
 
 def test_precision_is_a_gpu_s_unless_given(planned: Any) -> None:
-    narrow, wide = (
-        planned("cifar10-resnet32", *words)[1]["pcl"] for words in ((), ("--amp.dtype", "float32"))
-    )
+    narrow, wide = (planned(SMALL, *words)[1]["pcl"] for words in ((), ("--amp.dtype", "float32")))
     assert wide["compute_seconds"] > 1.5 * narrow["compute_seconds"]
 
 
@@ -287,8 +285,7 @@ def test_what_cannot_be_is_one_line(words: list[str], said: str, capsys: pytest.
 
 
 def test_a_step_of_another_run_is_refused(tmp_path: Path) -> None:
-    preset = "cifar10-resnet32"
-    path, config = tmp_path / "step.json", on_gpu(preset)
+    path, config = tmp_path / "step.json", on_gpu(SMALL)
 
     def refused(made: Config, said: str, variants: str = "baseline,captured") -> None:
         write_step(path, made, variants=variants)
@@ -309,21 +306,21 @@ def test_a_step_of_another_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_step_of_another_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "step.json"
-    words = ["cifar10-resnet32", "--step", str(path)]
-    write_step(path, on_gpu("cifar10-resnet32"))
+    words = [SMALL, "--step", str(path)]
+    write_step(path, on_gpu(SMALL))
     said = error_of([*words, "--gpu", "a100"], capsys)
     assert "--gpu a100: the step was measured on NVIDIA H200; give h200" in said
-    write_step(path, on_gpu("cifar10-resnet32"), gpu="NVIDIA GeForce RTX 4090")
+    write_step(path, on_gpu(SMALL), gpu="NVIDIA GeForce RTX 4090")
     assert "measured on NVIDIA GeForce RTX 4090; plans are for h200, h100, a100" in error_of(words, capsys)
 
 
 @pytest.mark.parametrize("damage", ["floor", "variants", "device"])
 def test_a_step_that_lacks_something(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_step(tmp_path / "step.json", on_gpu())
+    path = write_step(tmp_path / "step.json", on_gpu(SMALL))
     report = json.loads(path.read_text())
     report["pcl"][damage] = None
     path.write_text(json.dumps(report))
-    assert "step.json: not such a file" in error_of([PRESET, "--step", str(path)], capsys)
+    assert "step.json: not such a file" in error_of([SMALL, "--step", str(path)], capsys)
 
 
 def test_data_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
