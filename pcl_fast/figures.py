@@ -74,3 +74,16 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
             objective.num_views, objective.num_peers, objective.has_ensemble, teacher
         ),
     )
+
+
+def describe_rate(config: Config) -> str:
+    """The learning rate at the start in words: what it is scaled from, and its warm-up."""
+    optim = config.optim
+    parts = [f"{config.initial_lr:g}"]
+    if optim.lr_batch is not None and optim.lr_batch != config.global_batch:
+        parts[0] += f" = {optim.lr:g} x {config.global_batch:,} / {optim.lr_batch:,}"
+    elif optim.lr_batch is None and (config.ranks or 1) > 1:
+        parts.append("not scaled to the global batch (--optim.lr-batch)")
+    if optim.warmup_epochs:
+        parts.append(f"after {optim.warmup_epochs:g} epochs of warm-up")
+    return ", ".join(parts)

@@ -12,7 +12,7 @@ from pcl_fast.commands.image_data import count_train_images
 from pcl_fast.commands.settings import choose
 from pcl_fast.config import Config
 from pcl_fast.config_file import flatten, to_dict
-from pcl_fast.figures import RunFigures, run_figures
+from pcl_fast.figures import RunFigures, describe_rate, run_figures
 
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -67,18 +67,8 @@ def _batch(figures: RunFigures) -> str:
 
 def _rate(config: Config, figures: RunFigures) -> str:
     """The learning rate, what it is scaled from, and what becomes of it."""
-    optim = config.optim
-    parts = [f"{config.initial_lr:g}"]
-    if optim.lr_batch is not None and optim.lr_batch != figures.global_batch:
-        parts[0] += f" = {optim.lr:g} x {figures.global_batch:,} / {optim.lr_batch:,}"
-    elif optim.lr_batch is None and figures.ranks > 1:
-        parts.append("not scaled to the global batch (--optim.lr-batch)")
-    if optim.warmup_epochs:
-        parts.append(f"after {optim.warmup_epochs:g} epochs of warm-up")
-    if figures.lr_drop_epochs:
-        drops = ", ".join(str(epoch) for epoch in figures.lr_drop_epochs)
-        parts.append(f"x{optim.gamma:g} at epochs {drops}")
-    return ", ".join(parts)
+    drops = ", ".join(str(epoch) for epoch in figures.lr_drop_epochs)
+    return describe_rate(config) + (f", x{config.optim.gamma:g} at epochs {drops}" if drops else "")
 
 
 def _from(config: Config) -> str:

@@ -17,6 +17,7 @@ from pcl_fast.config import Config
 from pcl_fast.contract import OpenData
 from pcl_fast.dist import ALONE, World, joined
 from pcl_fast.errors import ConfigError
+from pcl_fast.figures import describe_rate
 from pcl_fast.objectives import make_objective
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.sinks import CurvesSink, JsonlSink, LiveConsole, PlainConsole, Sink
@@ -103,21 +104,20 @@ def _claim(folder: RunFolder, config: Config, stack: contextlib.ExitStack) -> No
 
 def _say_sizes(config: Config, given: Config, console: Console) -> None:
     """What several ranks change, in one line."""
-    if config.ranks == 1 and config.train.batch_size == given.train.batch_size:
+    images, total = config.train.batch_size, config.global_batch
+    adapted = images != given.train.batch_size
+    if config.ranks == 1 and not adapted:
         return
-    parts = [f"{config.ranks} ranks x {config.train.batch_size} images = {config.global_batch} a step"]
-    if config.train.batch_size != given.train.batch_size:
-        parts.append(f"not {given.train.batch_size} a rank: the run keeps its {config.global_batch} a step")
-    optim = config.optim
-    parts.append(
-        f"learning rate {config.initial_lr:g}"
-        + (
-            f" = {optim.lr:g} x {config.global_batch} / {optim.lr_batch}"
-            if optim.lr_batch
-            else ", not scaled"
+    parts = [
+        f"{total:,} images a step"
+        if config.ranks == 1
+        else f"{config.ranks} ranks x {images:,} = {total:,} images a step"
+    ]
+    if adapted:
+        parts.append(
+            f"not {given.train.batch_size:,} a rank, as the run goes on with the batch that it began with"
         )
-        + (f", warm-up {optim.warmup_epochs:g} epochs" if optim.warmup_epochs else "")
-    )
+    parts.append(f"learning rate {describe_rate(config)}")
     parts.append(f"BatchNorm over {'all ranks' if config.sync_bn else 'each rank'}")
     console.print("; ".join(parts), highlight=False, soft_wrap=True, markup=False)
 
