@@ -40,7 +40,7 @@ class CheckpointStore:
     def save(self, content: dict[str, Any], step: int) -> Path:
         """Write a checkpoint, which has at least the keys CONTENT, then drop all but the newest two.
 
-        One is dropped only when KEEP newer ones are complete, which is looked up in them.
+        None is dropped before two others are known to be complete.
         OSError if the disk refuses; then all stay.
         """
         buffer = io.BytesIO()  # torch would hide an error of the disk in one of its own
@@ -89,14 +89,16 @@ class CheckpointStore:
         return None
 
     def _drop_old(self, written: Path) -> None:
-        """Delete what is older than the newest KEEP complete ones; `written` was complete just now."""
-        complete = 0
+        """Delete all but `written`, which was complete just now, and the newest other complete ones."""
+        complete = 1
         for path in reversed(self.paths()):
+            if path == written:
+                continue
             if complete >= KEEP:
                 path.unlink(missing_ok=True)
                 continue
             with contextlib.suppress(OSError):  # what cannot be read now does not count
-                complete += path == written or is_intact(path)
+                complete += is_intact(path)
 
     def _set_aside(self, paths: list[Path]) -> None:
         with contextlib.suppress(OSError):  # passed over again next time

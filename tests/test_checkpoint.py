@@ -206,33 +206,36 @@ def test_what_a_training_drops_while_it_is_read_is_looked_for_anew(pair: Checkpo
     assert saved["progress"]["steps_done"] == 10
 
 
-def test_steps_are_numbers_not_words(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    for step in (99_999_998, 99_999_999, 100_000_000):
-        store.save(content(step), step)
-    assert [path.name for path in store.paths()] == ["step-99999999.pt", "step-100000000.pt"]
-    saved = store.load_newest(no_warning)
+class Payload:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_right_checksum_opens_no_door(pair: CheckpointStore, tmp_path: Path) -> None:
+    """Anybody can compute one: what is unpickled is plain, and a checkpoint of a run, or refused."""
+    crime = tmp_path / "crime"
+    other = CheckpointStore(tmp_path / "other")
+    evil = other.save(content(9) | {"state": Payload(crime)}, 9)
+    foreign = other.save({"model": torch.ones(3)}, 10)
+    for path in (evil, foreign):
+        assert is_intact(path)
+        path.rename(pair.folder / path.name)
+    warnings: list[str] = []
+    saved = pair.load_newest(warnings.append, set_aside=True)
     assert saved is not None
-    assert saved["progress"]["steps_done"] == 100_000_000
-
-
-def test_what_is_not_ours_is_neither_read_nor_dropped(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path)
-    store.folder.mkdir()
-    foreign = ["step-xyz.pt", "step-1.pt", "step-00000001.pt.damaged", "notes.txt", "step-00000001.pth"]
-    for name in foreign:
-        (store.folder / name).write_text("mine")
-    (store.folder / "step-00000099.pt").mkdir()
-    (store.folder / "step-00000098.pt").symlink_to("nowhere")
-    assert store.load_newest(no_warning) is None
-    for step in range(1, 5):
-        store.save(content(step), step)
-        saved = store.load_newest(no_warning, set_aside=True)
-        assert saved is not None
-        assert saved["progress"]["steps_done"] == step
-    kept = ["step-00000003.pt", "step-00000004.pt", "step-00000098.pt", "step-00000099.pt"]
-    assert names(store) == sorted(foreign + kept)
-    assert {(store.folder / name).read_text() for name in foreign} == {"mine"}
+    assert saved["progress"]["steps_done"] == 8
+    (warning,) = warnings
+    assert "step-00000009.pt (it holds more than plain values and tensors)" in warning
+    assert "step-00000010.pt (it is not a checkpoint of a run)" in warning
+    assert "\n" not in warning
+    assert not crime.exists()
+    aside = [f"step-{step:08d}.pt.damaged" for step in (9, 10)]
+    assert [name for name in names(pair) if name.endswith(".damaged")] == aside
 
 
 def test_the_deployable_network_is_plain_float32_with_a_description(tmp_path: Path) -> None:

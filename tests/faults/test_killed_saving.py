@@ -118,18 +118,18 @@ def at_moments(count):
         inside += leftovers() > 0
     return inside
 
-report = {"places": at_places(20), "moments": at_moments(20)}
+report = {"places": at_places(20), "moments": at_moments(10)}
 os.waitpid(forked(lambda: saves(next_step(), 1)), 0)
 print(json.dumps(report | {"problems": problems, "saved": len(check())}))
 """
 
 
 @pytest.mark.timeout(110)
-def test_killed_at_twenty_places_and_twenty_moments_inside_a_save(tmp_path: Path) -> None:
+def test_killed_at_twenty_places_and_ten_moments_inside_a_save(tmp_path: Path) -> None:
     """Between two lines of the code that saves, and wherever a clock says: also in the middle of a write."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", KILLS, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report == {"places": 20, "moments": 20, "problems": [], "saved": 2}
+    assert report == {"places": 20, "moments": 10, "problems": [], "saved": 2}

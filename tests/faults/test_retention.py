@@ -17,6 +17,44 @@ def content(step: int) -> dict[str, Any]:
     return {"progress": {"steps_done": step}, "state": {"weights": torch.arange(5000) + step}}
 
 
+def test_steps_are_numbers_not_words(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        store.save(content(step), step)
+    assert [path.name for path in store.paths()] == ["step-99999999.pt", "step-100000000.pt"]
+    saved = store.load_newest(pytest.fail)
+    assert saved is not None
+    assert saved["progress"]["steps_done"] == 100_000_000
+
+
+def test_what_is_not_ours_is_neither_read_nor_dropped(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.folder.mkdir()
+    foreign = ["step-xyz.pt", "step-1.pt", "step-00000001.pt.damaged", "notes.txt", "step-00000001.pth"]
+    for name in foreign:
+        (store.folder / name).write_text("mine")
+    (store.folder / "step-00000099.pt").mkdir()
+    (store.folder / "step-00000098.pt").symlink_to("nowhere")
+    assert store.load_newest(pytest.fail) is None
+    for step in range(1, 5):
+        store.save(content(step), step)
+        saved = store.load_newest(pytest.fail, set_aside=True)
+        assert saved is not None
+        assert saved["progress"]["steps_done"] == step
+    kept = ["step-00000003.pt", "step-00000004.pt", "step-00000098.pt", "step-00000099.pt"]
+    assert sorted(path.name for path in store.folder.iterdir()) == sorted(foreign + kept)
+    assert {(store.folder / name).read_text() for name in foreign} == {"mine"}
+
+
+def test_what_was_just_written_stays_though_newer_ones_lie_there(tmp_path: Path) -> None:
+    """As after a start that could not read the newest ones, and went on from an older one."""
+    store = CheckpointStore(tmp_path)
+    kept = {7: [7], 8: [7, 8], 3: [3, 8], 4: [4, 8]}
+    for step, steps in kept.items():
+        store.save(content(step), step)
+        assert [int(path.stem[5:]) for path in store.paths()] == steps
+
+
 class History:
     """Random saves, full disks, damage and loads in one folder, and what must be there after each."""
 
@@ -31,7 +69,7 @@ class History:
     def act(self) -> None:
         """One event; `complete` becomes what the store promises to have kept."""
         act = self.draws.choice([self.save, self.save, self.save, self.fail, self.damage, self.load])
-        act(max(self.complete | self.damaged, default=0) + self.draws.randrange(3))
+        act(max(0, max(self.complete | self.damaged, default=0) + self.draws.randrange(-1, 3)))
         for step in self.complete:
             saved = torch.load(self.path(step), weights_only=True)
             assert saved["progress"]["steps_done"] == step
@@ -40,7 +78,7 @@ class History:
     def save(self, step: int) -> None:
         self.store.save(content(step), step)
         self.damaged.discard(step)
-        self.complete = set(sorted(self.complete | {step})[-2:])
+        self.complete = {step, *sorted(self.complete - {step})[-1:]}
 
     def fail(self, step: int) -> None:
         with files_limited_to(self.draws.randrange(40_000)), pytest.raises(OSError, match="File too large"):
