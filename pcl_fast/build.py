@@ -18,6 +18,7 @@ from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.view_norm import synchronise
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import Objective, make_objective
+from pcl_fast.philox import Stream, philox_torch
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.compiled import Compiled, Say
 from pcl_fast.step.mean_teacher import MeanTeacher
@@ -71,7 +72,7 @@ def build_state(
         if part is not None:
             part.count_together()
             part.fork = _fork(config, objective.num_peers)
-    torch.manual_seed(config.seed + (world.rank << 32))  # of dropout, in networks that have it
+    torch.manual_seed(_seed_of_dropout(config.seed, world.rank))
     networks = [part for part in (network, teacher) if part is not None]
     if config.sync_bn and world.is_joined:
         for part in networks:
@@ -90,6 +91,11 @@ def build_state(
         reduction=_reduction(config, world, arena, networks, len(watched)),
         spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
     )
+
+
+def _seed_of_dropout(seed: int, rank: int) -> int:
+    """Another for each rank, in its low 32 bits: a CPU's generator looks at no others."""
+    return int(philox_torch((seed, Stream.DROPOUT), rank, 0, 0, 0)[0]) if rank else seed
 
 
 def _by_rank(names: tuple[str, ...], world: World) -> tuple[str, ...]:

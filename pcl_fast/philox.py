@@ -29,6 +29,7 @@ class Stream(IntEnum):
 
     ORDER = 0
     AUGMENT = 1
+    DROPOUT = 2
 
 
 def philox_torch(
