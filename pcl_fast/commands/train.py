@@ -20,6 +20,7 @@ from pcl_fast.errors import ConfigError
 from pcl_fast.figures import describe_rate
 from pcl_fast.objectives import make_objective
 from pcl_fast.run_folder import RunFolder
+from pcl_fast.signals import StopSignal
 from pcl_fast.sinks import CurvesSink, JsonlSink, LiveConsole, PlainConsole, Sink
 from pcl_fast.trainer import Trainer, train_together
 
@@ -30,11 +31,12 @@ def main(words: Sequence[str]) -> None:
     """Train every run of the preset, in turn or side by side, and print what was reached."""
     chosen = choose("train", words)
     first = chosen.runs[0][0]
-    with joined(torch.device(first.device), first.dist.timeout) as world:
+    with joined(torch.device(first.device), first.dist.timeout) as world, StopSignal() as stop:
+        world.pass_on(stop)
         _check_ranks(chosen, world)
         console = Console(quiet=not world.is_first)
         for runs in _groups(chosen):
-            train(runs, console, world)
+            train(runs, console, world, stop)
         if world.is_first:
             _report(chosen, console)
 
@@ -67,8 +69,11 @@ def _report(chosen: Chosen, console: Console) -> None:
         report_run(RunFolder(chosen.runs[0][1]), console)
 
 
-def train(runs: Runs, console: Console, world: World = ALONE) -> None:
-    """Train resolved configurations, each in its folder, side by side, on all ranks of `world`."""
+def train(runs: Runs, console: Console, world: World = ALONE, stop: StopSignal | None = None) -> None:
+    """Train resolved configurations, each in its folder, side by side, on all ranks of `world`.
+
+    A signal that `stop` has received is served as if it came in the first step.
+    """
     with contextlib.ExitStack() as stack:
         trainers: list[Trainer] = []
         for given, path in runs:
@@ -79,7 +84,7 @@ def train(runs: Runs, console: Console, world: World = ALONE) -> None:
             _say_sizes(config, given, console)
             sinks = _sinks(folder, console, alone=len(runs) == 1) if world.is_first else []
             trainers.append(Trainer(config, data, folder, sinks, world))
-        train_together(trainers)
+        train_together(trainers, stop)
 
 
 def _fitting(config: Config, folder: RunFolder, world: World) -> Config:
@@ -90,6 +95,7 @@ def _fitting(config: Config, folder: RunFolder, world: World) -> Config:
 
 def _opened(config: Config, stack: contextlib.ExitStack, world: World) -> OpenData:
     """This rank's loaders, of the same data on all ranks."""
+    world.enter("opening data", 0)
     views = make_objective(config).num_views
     data = world.on_all(lambda: stack.enter_context(opened_data(config, views, world.rank)))
     sizes = {"images": data.train.num_samples, "steps an epoch": data.train.steps_per_epoch}

@@ -11,7 +11,7 @@ import pytest
 from pcl_fast.beton import open_beton
 from pcl_fast.cli import main
 from pcl_fast.commands.plan import PlanOptions
-from pcl_fast.commands.profile_report import Findings, report_of
+from pcl_fast.commands.profile.preset_report import Findings, report_of
 from pcl_fast.config import Config
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError, DataError

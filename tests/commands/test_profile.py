@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pcl_fast.cli import main
-from pcl_fast.commands.profile import ProfileOptions
+from pcl_fast.commands.profile.preset import ProfileOptions
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError, DataError
 from pcl_fast.presets import find_preset

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pcl_fast.cli import main
-from pcl_fast.commands.profile_data import fit_window, open_loader
-from pcl_fast.commands.profile_data_arguments import HOST, STOCK, DataArguments
+from pcl_fast.commands.profile.data import fit_window, open_loader
+from pcl_fast.commands.profile.data_arguments import HOST, STOCK, DataArguments
 from pcl_fast.errors import ConfigError, DataError
 from tests.datasets_prep.pictures import convert_folder, write_folder
 

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from pcl_fast.commands.profile_gpu import JOBS
-from pcl_fast.commands.profile_gpu_views import open_random
+from pcl_fast.commands.profile.gpu import JOBS
+from pcl_fast.commands.profile.gpu_views import open_random
 from pcl_fast.profile.gpu.bench import Bench, Row
 from tests.conftest import HAS_GPU
 

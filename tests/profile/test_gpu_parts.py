@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pcl_fast.cli import main
-from pcl_fast.commands.profile_gpu_views import open_random
+from pcl_fast.commands.profile.gpu_views import open_random
 from pcl_fast.profile.ceilings import Ceilings
 from pcl_fast.profile.gpu.bench import UNKNOWN, Bench, Row
 from pcl_fast.profile.gpu.device import measured_ceilings

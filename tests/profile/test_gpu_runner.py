@@ -98,7 +98,7 @@ def test_what_does_not_fit_into_the_time_is_not_run(monkeypatch: pytest.MonkeyPa
 KILLED = """
 import sys
 from pathlib import Path
-from pcl_fast.commands import profile_gpu
+from pcl_fast.commands.profile import gpu as profile_gpu
 from pcl_fast.profile.gpu.runner import Part
 row = "import sys; open(sys.argv[1], 'a').write('{\\"what\\": \\"test\\"}\\\\n');"
 hang = f"import os, time; open({sys.argv[2]!r}, 'w').write(str(os.getpid())); time.sleep(60)"

@@ -1,7 +1,7 @@
 """`pcl-fast profile PRESET`: the speed of training against the straightforward implementation.
 
-`pcl-fast profile data FILE`, the speed of the loaders, is in profile_data.py; `pcl-fast profile gpu`, all
-measurements of a GPU, in profile_gpu.py.
+`pcl-fast profile data FILE`, the speed of the loaders, is in data.py; `pcl-fast profile gpu`, all
+measurements of a GPU, in gpu.py.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from rich.console import Console
 
 from pcl_fast import atomic
 from pcl_fast.build import AMP_DTYPES
-from pcl_fast.commands.profile_report import Findings, draw, report_of
-from pcl_fast.commands.profile_sources import opened_sources
-from pcl_fast.commands.profile_tables import print_findings
+from pcl_fast.commands.profile.preset_report import Findings, draw, report_of
+from pcl_fast.commands.profile.preset_sources import opened_sources
+from pcl_fast.commands.profile.preset_tables import print_findings
 from pcl_fast.commands.settings import choose_with
 from pcl_fast.config import Config
 from pcl_fast.errors import ConfigError
@@ -78,7 +78,7 @@ class ProfileOptions:
 def main(words: Sequence[str]) -> None:
     """Measure the variants of each method of the preset; print tables and what binds, write files."""
     if words and words[0] in ("data", "gpu"):
-        importlib.import_module(f"pcl_fast.commands.profile_{words[0]}").main(words[1:])
+        importlib.import_module(f"pcl_fast.commands.profile.{words[0]}").main(words[1:])
         return
     chosen, options = choose_with("profile", _long_names(words), ProfileOptions())
     console, head = Console(), machine()

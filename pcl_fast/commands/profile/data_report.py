@@ -7,8 +7,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from pcl_fast.commands.profile import machine
-from pcl_fast.commands.profile_data_arguments import DataArguments
+from pcl_fast.commands.profile.data_arguments import DataArguments
+from pcl_fast.commands.profile.preset import machine
 from pcl_fast.profile.loading import DECODE_ALONE, Contender, Window
 from pcl_fast.profile.usage import cores_available
 from pcl_fast.profile.verdict import shares, verdict

@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 
 from pcl_fast import atomic
-from pcl_fast.commands.profile import machine
-from pcl_fast.commands.profile_data_arguments import HOST, LOADERS, STOCK, DataArguments
-from pcl_fast.commands.profile_data_report import Found, report_of, results_table
+from pcl_fast.commands.profile.data_arguments import HOST, LOADERS, STOCK, DataArguments
+from pcl_fast.commands.profile.data_report import Found, report_of, results_table
+from pcl_fast.commands.profile.preset import machine
 from pcl_fast.errors import ConfigError, DataError, PclError
 from pcl_fast.profile.loading import (
     DECODE_ALONE,

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import torch
 
-from pcl_fast.commands.profile_gpu_views import measure_views, open_random
+from pcl_fast.commands.profile.gpu_views import measure_views, open_random
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.profile.gpu import choices, device, kernels, norms, steps, suites
 from pcl_fast.profile.gpu.bench import Bench

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pcl_fast.commands.profile_report import NOTHING, Findings, headline, number, times, verdict
+from pcl_fast.commands.profile.preset_report import NOTHING, Findings, headline, number, times, verdict
 from pcl_fast.profile.comparison import Row
 from pcl_fast.profile.timing import Timing
 
