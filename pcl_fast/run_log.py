@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ import torch
 
 import pcl_fast
 from pcl_fast import atomic
+from pcl_fast.commit import commit
 
 Entry = dict[str, Any]
 
@@ -77,14 +77,6 @@ def read_entries(path: Path) -> list[Entry]:
     return entries
 
 
-def commit() -> str | None:
-    """The commit that this package is of, `+` if something was changed since; None outside a repository."""
-    if _git("ls-files", "__init__.py") is None:
-        return None
-    head = _git("rev-parse", "HEAD")
-    return f"{head}+" if head and _git("status", "--porcelain", "-uno") else head
-
-
 def _append_line(path: Path, line: bytes) -> None:
     """Append in one write, after a torn last line is cut off. OSError if the disk does not take all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,13 +107,3 @@ def _describe(last: Entry) -> str | None:
         reason = f": {' '.join(str(message).split())}" if message else ""
         return f"{who} failed after step {step}{reason}"
     return None
-
-
-def _git(*words: str) -> str | None:
-    """What git says of this package's folder; None if that is nothing, or there is no git or repository."""
-    command = ["git", "-C", str(Path(pcl_fast.__file__).parent), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

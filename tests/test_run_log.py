@@ -3,7 +3,6 @@
 import datetime
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +14,8 @@ import pytest
 import torch
 
 import pcl_fast
-from pcl_fast.run_log import RunLog, commit, read_entries
+from pcl_fast.commit import commit
+from pcl_fast.run_log import RunLog, read_entries
 from tests.conftest import REPOSITORY
 from tests.tiny import files_limited_to
 
@@ -154,31 +154,3 @@ def test_a_log_that_cannot_be_opened_is_said_and_no_more(tmp_path: Path) -> None
     log.ended("finished", 2)
     assert len(said) == 3
     assert all("starts.jsonl" in line and line.endswith("; training goes on") for line in said)
-
-
-def test_the_commit_is_that_of_the_repository() -> None:
-    git = ["git", "-C", REPOSITORY, "rev-parse", "HEAD"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"not a git checkout: {done.stderr.strip()}")
-    found = commit()
-    assert found is not None
-    assert found.removesuffix("+") == done.stdout.strip()
-
-
-def test_there_is_no_commit_outside_a_repository_nor_without_git(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy = tmp_path / "pcl_fast"
-    copy.mkdir()
-    for name in ("__init__.py", "atomic.py", "run_log.py"):
-        shutil.copy(REPOSITORY / "pcl_fast" / name, copy)
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)  # of somebody else, who does not track it
-    ask = "from pcl_fast.run_log import commit; print(commit())"
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", ask], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=50
-    )
-    assert done.stdout == "None\n", done.stderr
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit() is None

@@ -2,14 +2,12 @@
 
 import os
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
 
 import pcl_fast
-
-PACKAGE = Path(pcl_fast.__file__).parent
+from pcl_fast.commit import commit
 
 
 def machine() -> dict[str, str]:
@@ -23,26 +21,8 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pcl_fast": pcl_fast.__version__,
-        "commit": commit(),
+        "commit": commit() or "unknown",
     }
-
-
-def commit() -> str:
-    """The commit that this package is of, with `+` if something was changed since; or `unknown`."""
-    if _git("ls-files", "__init__.py") is None:
-        return "unknown"
-    return f"{_git('rev-parse', '--short', 'HEAD')}{'+' if _git('status', '--porcelain', '-uno') else ''}"
-
-
-def _git(*words: str) -> str | None:
-    """What git says of this package's folder; None if that is nothing, or there is no git or repository."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *words], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -20,13 +20,13 @@ from typing import NoReturn
 import torch
 
 from pcl_fast.commands.profile.gpu_views import measure_views, open_random
+from pcl_fast.commit import commit
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.profile.gpu import choices, device, kernels, norms, steps, suites
 from pcl_fast.profile.gpu.bench import Bench
 from pcl_fast.profile.gpu.found import FILE, Found
 from pcl_fast.profile.gpu.report import write_section
 from pcl_fast.profile.gpu.runner import Outcome, Part, add_row, run_parts
-from pcl_fast.profile.machine import commit
 
 COMMAND = (sys.executable, "-m", "pcl_fast", "profile", "gpu")
 MINUTES, KEPT = 8.0, Path("docs/measurements")
@@ -101,7 +101,7 @@ def main(words: Sequence[str]) -> None:
 def _measure(asked: argparse.Namespace, names: Sequence[str], found: Found, page: Path) -> None:
     command = " ".join(["pcl-fast profile gpu", *(["--only", asked.only] if asked.only else [])])
     command += " --rehearse" if asked.rehearse else ""
-    about = {"command": command, "commit": asked.commit or commit()}
+    about = {"command": command, "commit": asked.commit or commit() or "unknown"}
     write_section(page, found)  # if it cannot be written, this is said before anything is measured
     print(f"{len(names)} parts, at most {asked.minutes:g} minutes", flush=True)
 
