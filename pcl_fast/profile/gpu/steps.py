@@ -26,14 +26,14 @@ CIFAR: tuple[Network, ...] = (
     ("wrn20_8", 128),
     ("densenet40_12", 128),
 )
-IMAGENET: tuple[Network, ...] = (("resnet18", 256), ("resnet50", 256), ("resnet18", 64), ("resnet50", 64))
+IMAGENET: tuple[Network, ...] = (("resnet18", 256), ("resnet50", 256), ("resnet18", 128), ("resnet50", 128))
 COUNTED: tuple[Network, ...] = (
     ("resnet110", 128),
     ("vgg16", 128),
     ("wrn20_8", 128),
     ("densenet40_12", 128),
-    ("resnet18", 64),
-    ("resnet50", 64),
+    ("resnet18", 128),
+    ("resnet50", 128),
 )
 TINY_CIFAR: tuple[Network, ...] = (("resnet8", 4),)
 TINY_IMAGENET: tuple[Network, ...] = (("resnet18", 2),)
