@@ -15,8 +15,9 @@ from pcl_fast.dist import ALONE, World
 from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.peers import PeerNetwork
+from pcl_fast.models.split import NO_TRUNK
 from pcl_fast.models.view_norm import synchronise
-from pcl_fast.models.zoo import find_backbone
+from pcl_fast.models.zoo import Backbone, find_backbone
 from pcl_fast.objectives import Objective, make_objective
 from pcl_fast.philox import Stream, philox_torch
 from pcl_fast.step.arena import Arena
@@ -34,20 +35,26 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
 
     The caller's random state is left as it was.
     """
-    backbone = find_backbone(config.model, config.split)
+    backbone = backbone_of(config, objective)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PeerNetwork(
             backbone,
             config.data.classes,
             objective.num_peers,
-            ensemble=objective.has_ensemble,
+            ensemble=objective.make_head or objective.has_ensemble,
             bn_views=config.pcl.bn_views,
             trunk_views=config.pcl.trunk_views,
         )
+    network.split_gradient = objective.split_gradient
     if uses_kernels(config):
         network.use_kernels(torch.device(config.device))
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
+
+
+def backbone_of(config: Config, objective: Objective) -> Backbone:
+    """The backbone, cut where the configuration says, or nowhere for a method whose peers share nothing."""
+    return find_backbone(config.model, config.split if objective.shares_trunk else NO_TRUNK)
 
 
 def build_state(
@@ -67,7 +74,7 @@ def build_state(
     network = build_network(config, objective).to(device, dtype).train()
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
     teacher = mean_teacher.network if mean_teacher else None
-    arena = _build_arena(config, network, teacher)
+    arena = _build_arena(config, network, teacher, objective.head_weight_decay)
     for part in (network, teacher):
         if part is not None:
             part.count_together()
@@ -116,12 +123,15 @@ def _reduction(
     return Reduction(world, gradients, networks, num_watched, torch.bfloat16 if half else gradients.dtype)
 
 
-def _build_arena(config: Config, network: PeerNetwork, teacher: PeerNetwork | None) -> Arena:
+def _build_arena(
+    config: Config, network: PeerNetwork, teacher: PeerNetwork | None, head_decay: float | None
+) -> Arena:
     """On a GPU, with copies of the weights in the convolutions' precision; a CPU's kernels make their own."""
     optim, amp_dtype = config.optim, AMP_DTYPES[config.amp.dtype]
     rule = SgdRule(momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov)
     halves = torch.device(config.device).type == "cuda" and amp_dtype.itemsize < 4
-    return Arena(network, teacher, rule, amp_dtype if halves else None)
+    decays = {} if head_decay is None else {"ensemble": head_decay}
+    return Arena(network, teacher, rule, amp_dtype if halves else None, decays)
 
 
 def _fork(config: Config, tasks: int) -> Fork:

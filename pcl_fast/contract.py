@@ -5,11 +5,12 @@ Shape letters, used in names throughout: V views (or peers), B batch, C classes 
 """
 
 import contextlib
-from collections.abc import Generator, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
 
@@ -40,12 +41,60 @@ class EvalBatch:
 class PeerOutputs:
     """What a multi-branch network says of a batch; `ensemble_logits_BC` is None without that classifier.
 
-    `logits_VBC` are z_j and `features_VBF` are h_j of method and code, V being the m peers.
+    `logits_VBC` are z_j and `features_VBF` are h_j of method and code, V being the m peers. `targets_KBC` are
+    logits that a head makes for K of the peers to learn from.
     """
 
     logits_VBC: Tensor
     features_VBF: Tensor
     ensemble_logits_BC: Tensor | None
+    targets_KBC: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerParts:
+    """What a forward pass has made of a batch.
+
+    `trunk_map_BCHW` is the trunk's output for the first view. The rest is by peer: `maps` [B, C, H, W], the
+    last ones before they are pooled, for heads that want them; `features` [B, F]; `logits` [B, C].
+    """
+
+    trunk_map_BCHW: Tensor
+    maps: Sequence[Tensor]
+    features: Sequence[Tensor]
+    logits: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadOutputs:
+    """What a head says: `logits_BC` of all peers together; `targets_KBC`, what some peers are taught by."""
+
+    logits_BC: Tensor
+    targets_KBC: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadShapes:
+    """What a head must know of the network it is for; `map_channels` are those of a peer's last map."""
+
+    num_peers: int
+    num_classes: int
+    feature_dim: int
+    trunk_channels: int
+    map_channels: int
+
+
+class PeerHead(nn.Module):
+    """A module over all peers. It learns with the network; unless it `wants_maps`, it gets none."""
+
+    wants_maps: bool = False
+
+    @abstractmethod
+    def forward(self, parts: PeerParts) -> HeadOutputs:
+        """Look at all peers."""
+
+
+MakeHead = Callable[[HeadShapes], PeerHead]
 
 
 class TrainLoader(Protocol):

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from pcl_fast.build import build_network
+from pcl_fast.build import backbone_of, build_network
 from pcl_fast.config import TRAIN_IMAGES, Config
 from pcl_fast.models.network_operations import network_operations
-from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import make_objective
 from pcl_fast.schedules import milestone_epoch
 
@@ -53,7 +52,7 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     batch = config.global_batch
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
-    backbone = find_backbone(config.model, config.split)
+    backbone = backbone_of(config, objective)
     plain = network_operations(backbone, config.data.classes, config.data.pixels)
     teacher = objective.uses_mean_teacher
     return RunFigures(

@@ -14,6 +14,7 @@ from pcl_fast.config.data import (
     DatasetName,
 )
 from pcl_fast.config.pcl import MAX_PEERS, PclConfig
+from pcl_fast.config.rivals import ClConfig, DmlConfig, FflConfig, KdclConfig, OkddipConfig, OneConfig
 from pcl_fast.config.run import Config
 from pcl_fast.config.training import AmpConfig, DistConfig, OptimConfig, TrainConfig
 
@@ -25,10 +26,16 @@ __all__ = [
     "TRAIN_IMAGES",
     "AmpConfig",
     "Backend",
+    "ClConfig",
     "Config",
     "DataConfig",
     "DatasetName",
     "DistConfig",
+    "DmlConfig",
+    "FflConfig",
+    "KdclConfig",
+    "OkddipConfig",
+    "OneConfig",
     "OptimConfig",
     "PclConfig",
     "TrainConfig",

@@ -7,6 +7,7 @@ from typing import Literal
 from pcl_fast.config.data import DataConfig
 from pcl_fast.config.pcl import PclConfig
 from pcl_fast.config.require import require
+from pcl_fast.config.rivals import ClConfig, DmlConfig, FflConfig, KdclConfig, OkddipConfig, OneConfig
 from pcl_fast.config.training import AmpConfig, DistConfig, OptimConfig, TrainConfig
 
 
@@ -14,14 +15,22 @@ from pcl_fast.config.training import AmpConfig, DistConfig, OptimConfig, TrainCo
 class Config:
     """One run."""
 
-    method: Literal["pcl", "vanilla"] = "pcl"
-    """pcl: Peer Collaborative Learning. vanilla: the same network trained alone."""
+    method: str = "pcl"
+    """pcl: Peer Collaborative Learning; its rivals dml, cl, one, okddip, ffl and kdcl; vanilla: the
+    network trained alone."""
     model: str = "resnet32"
     """A backbone of ours, `torchvision:NAME` or `timm:NAME`."""
     split: str | None = None
-    """The module at which branches begin, as `layer3`; needed for networks that are not ours."""
+    """The module at which branches begin, as `layer3`, or `none` for peers that share nothing; needed for
+    networks that are not ours."""
     data: DataConfig = field(default_factory=DataConfig)
     pcl: PclConfig = field(default_factory=PclConfig)
+    dml: DmlConfig = field(default_factory=DmlConfig)
+    cl: ClConfig = field(default_factory=ClConfig)
+    one: OneConfig = field(default_factory=OneConfig)
+    okddip: OkddipConfig = field(default_factory=OkddipConfig)
+    ffl: FflConfig = field(default_factory=FflConfig)
+    kdcl: KdclConfig = field(default_factory=KdclConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     amp: AmpConfig = field(default_factory=AmpConfig)

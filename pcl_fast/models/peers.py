@@ -3,15 +3,16 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from pcl_fast.config import MAX_PEERS
-from pcl_fast.contract import PeerOutputs
+from pcl_fast.contract import HeadOutputs, HeadShapes, MakeHead, PeerHead, PeerOutputs, PeerParts
 from pcl_fast.errors import ConfigError
 from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms, note_calls
+from pcl_fast.models.last_map import expose_map, last_map
 from pcl_fast.models.split import split_network
 from pcl_fast.models.view_norm import ViewBatchNorm2d, allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
@@ -25,13 +26,14 @@ class PeerNetwork(nn.Module):
 
     The peers start from independent random weights; the trunk is the first one's. Peer j has
     `branches[j]` and `classifiers[j]`, whose layers keep their names in the plain backbone. `ensemble`
-    is one linear layer over the concatenated features [h_1; ...; h_m], or None.
+    is one linear layer over the concatenated features [h_1; ...; h_m], another head over all peers, or None.
 
     `bn_views="per_view"`: the trunk's BatchNorm normalises each view by its own statistics and updates
     its running statistics once a view, in order; "joint": once, over all views. `trunk_views="batched"`
     runs the views as one batch, "loop" one after the other with ordinary BatchNorm: the reference. Which is
     faster depends on device and batch; the batch makes a third as many, larger calls with three views.
-    `fork`, if set, runs the peers side by side.
+    `fork`, if set, runs the peers side by side. What peers send back into the trunk is multiplied with
+    `split_gradient`.
     Raises ConfigError for a number of peers outside 1 to 8 and for a backbone that cannot be split.
     """
 
@@ -41,7 +43,7 @@ class PeerNetwork(nn.Module):
         num_classes: int,
         num_peers: int = 3,
         *,
-        ensemble: bool = True,
+        ensemble: bool | MakeHead = True,
         bn_views: Literal["per_view", "joint"] = "per_view",
         trunk_views: Literal["batched", "loop"] = "batched",
     ) -> None:
@@ -62,12 +64,38 @@ class PeerNetwork(nn.Module):
         self.trunk = peers[0].trunk
         self.branches = nn.ModuleList(peer.body for peer in peers)
         self.classifiers = nn.ModuleList(peer.classifier for peer in peers)
-        self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes) if ensemble else None
+        self.ensemble = self._make_head(ensemble) if callable(ensemble) else None
+        if ensemble is True:
+            self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes)
         self.trunk_views = trunk_views
         self.fork: Fork | None = None
+        self.split_gradient = 1.0
         self._counts: Tensor | None = None
         self._counts_a_step: tuple[Tensor, ...] = ()
         self._rewrite(bn_views)
+
+    def _make_head(self, make: MakeHead) -> PeerHead:
+        """A head of its own kind, with the peers' last maps if it wants them."""
+        size = self.backbone.image_size
+        was_training = self.trunk.training
+        with torch.no_grad():
+            map_BCHW = self.trunk.eval()(torch.zeros(1, 3, size, size))
+        self.trunk.train(was_training)
+        nodes = [last_map(branch, map_BCHW) for branch in self._branches()]
+        head = make(
+            HeadShapes(
+                num_peers=self.num_peers,
+                num_classes=self.num_classes,
+                feature_dim=self.feature_dim,
+                trunk_channels=map_BCHW.shape[1],
+                map_channels=nodes[0].meta["tensor_meta"].shape[1],
+            )
+        )
+        if head.wants_maps:
+            for branch, node in zip(self._branches(), nodes, strict=True):
+                expose_map(branch, node)
+        convert_batch_norm(head)
+        return head
 
     def _rewrite(self, bn_views: str) -> None:
         """Put our layers in the place of torch's."""
@@ -114,7 +142,10 @@ class PeerNetwork(nn.Module):
                 chain_blocks(part)
 
     def _parts(self) -> list[fx.GraphModule]:
-        return [self.trunk, *self.branches]  # pyright: ignore[reportReturnType]
+        return [self.trunk, *self._branches()]
+
+    def _branches(self) -> list[fx.GraphModule]:
+        return list(self.branches)  # pyright: ignore[reportReturnType]
 
     def forward(self, views_VBCHW: Tensor) -> PeerOutputs:
         """Run every peer on its view (V = num_peers) or all on the same one (V = 1)."""
@@ -124,19 +155,29 @@ class PeerNetwork(nn.Module):
                 f"{num_views} views for {self.num_peers} peers; give one a peer, or one for all."
             )
         maps = self.run_trunk(views_VBCHW)
+        if self.split_gradient != 1.0:
+            maps = [scale_gradient(view_map, self.split_gradient) for view_map in maps]
         if num_views < self.num_peers:
             maps = maps * self.num_peers
         peers = [partial(self._run_peer, j, view_map) for j, view_map in enumerate(maps)]
-        features, logits = zip(*self._side_by_side(peers), strict=True)
+        features, logits, maps_before = zip(*self._side_by_side(peers), strict=True)
         if self.training and self._counts is not None:
             self._counts.add_(self._counts_a_step[num_views - 1])
-        # z_t = A [h_1; ...; h_m]
-        ensemble_logits = None if self.ensemble is None else self.ensemble(torch.cat(features, dim=1))
-        return PeerOutputs(torch.stack(logits), torch.stack(features), ensemble_logits)
+        said = self._ask_ensemble(PeerParts(maps[0], maps_before, features, logits))
+        together = (None, None) if said is None else (said.logits_BC, said.targets_KBC)
+        return PeerOutputs(torch.stack(logits), torch.stack(features), *together)
 
-    def _run_peer(self, j: int, view_map: Tensor) -> tuple[Tensor, Tensor]:
-        feature = self.branches[j](view_map)
-        return feature, self.classifiers[j](feature)
+    def _ask_ensemble(self, parts: PeerParts) -> HeadOutputs | None:
+        if self.ensemble is None:
+            return None
+        if isinstance(self.ensemble, PeerHead):
+            return self.ensemble(parts)
+        return HeadOutputs(self.ensemble(torch.cat(tuple(parts.features), dim=1)))  # z_t = A [h_1; ...; h_m]
+
+    def _run_peer(self, j: int, view_map: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        made = self.branches[j](view_map)
+        feature, last = made if isinstance(made, tuple) else (made, None)
+        return feature, self.classifiers[j](feature), last
 
     def _side_by_side(self, tasks: list[Callable[[], Result]]) -> list[Result]:
         return [task() for task in tasks] if self.fork is None else self.fork(tasks)
@@ -157,3 +198,21 @@ class PeerNetwork(nn.Module):
         parts = (self.trunk, self.branches[peer], self.classifiers[peer])
         entries = {key: value for part in parts for key, value in part.state_dict().items()}
         return {key: entries[key] for key in self._backbone_keys}
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """The same values, with a gradient `factor` times as large."""
+    return _ScaledGradient.apply(x, factor)  # pyright: ignore[reportReturnType]
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, but for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        return grad * ctx.factor, None

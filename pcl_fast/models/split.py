@@ -16,6 +16,8 @@ from torch import fx, nn
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.models.tracing import trace_alike
 
+NO_TRUNK = "none"  # a split before the first layer: nothing is shared
+
 # What hands its input on, so that a change in place behind it reaches the tensor before it.
 ALIASING_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
 ALIASING_NAMES = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze"}
@@ -39,15 +41,17 @@ def split_network(network: nn.Module, at: str, features_at: str | None = None) -
     """Cut `network` at the first calls of the modules named `at` and `features_at`.
 
     The features are the input of `features_at`, by default of the last layer, which must be an nn.Linear.
-    The parts hold the layers of `network` itself, not copies. Raises ConfigError where a cut is impossible:
-    a name unknown or never called, more than one tensor across a cut, no trunk, no final nn.Linear, a
-    network that fx cannot trace or that computes otherwise in train than in eval mode.
+    At `NO_TRUNK` the trunk has no layer and hands its input on. The parts hold the layers of `network`
+    itself, not copies. Raises ConfigError where a cut is impossible: a name unknown or never called, more
+    than one tensor across a cut, no trunk, no final nn.Linear, a network that fx cannot trace or that
+    computes otherwise in train than in eval mode.
     """
-    _check_name(network, at)
+    if at != NO_TRUNK:
+        _check_name(network, at)
     tracer = trace_alike(network)
     nodes = list(tracer.graph.nodes)
     last = _final_linear(network, nodes[-1])
-    start = tracer.first_node(at)
+    start = 1 if at == NO_TRUNK else tracer.first_node(at)
     end = nodes.index(last) if features_at is None else tracer.first_node(features_at)
     if start > end:
         raise ConfigError(f"split '{at}': the features are taken before it; name an earlier module.")
@@ -56,8 +60,11 @@ def split_network(network: nn.Module, at: str, features_at: str | None = None) -
     trunk = _part(network, nodes[:start], nodes[0], trunk_out)
     body = _part(network, nodes[start:end], trunk_out, features)
     classifier = _part(network, nodes[end:-1], features, nodes[-1].args[0])
-    if not any(True for _ in trunk.parameters()):
-        raise ConfigError(f"split '{at}': no layer lies before it, so no trunk is left; name a later module.")
+    if at != NO_TRUNK and not any(True for _ in trunk.parameters()):
+        raise ConfigError(
+            f"split '{at}': no layer lies before it, so no trunk is left; name a later module, "
+            f"or '{NO_TRUNK}' for peers that share nothing."
+        )
     _check_complete(network, (trunk, body, classifier), at)
     linears = (layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
     return SplitNetwork(trunk, body, classifier, next(linears).in_features, tuple(network.state_dict()))

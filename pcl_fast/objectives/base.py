@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcl_fast.contract import PeerOutputs
+from pcl_fast.contract import MakeHead, PeerOutputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,9 @@ class Objective(ABC):
     """What a method asks of the network, of the data and of the step, and its loss.
 
     `headline` maps the names a method's results are reported under to evaluated heads
-    (`peer1`..., `ensemble`, `mean_teacher1`..., `mean_ensemble`).
+    (`peer1`..., `ensemble`, `mean_teacher1`..., `mean_ensemble`). Unless it `shares_trunk`, each peer is a
+    whole network; what peers send back into the trunk is multiplied with `split_gradient`. The ensemble is a
+    linear classifier over all features, or what `make_head` makes, with `head_weight_decay` if that is given.
     """
 
     num_peers: int
@@ -46,6 +48,10 @@ class Objective(ABC):
     deployment: Deployment
     headline: dict[str, str]
     term_names: tuple[str, ...]
+    shares_trunk: bool = True
+    split_gradient: float = 1.0
+    make_head: MakeHead | None = None
+    head_weight_decay: float | None = None
 
     @abstractmethod
     def terms(

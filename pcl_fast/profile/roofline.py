@@ -10,10 +10,10 @@ CPU) is moved faster than memory moves it, and a step that lives on that may pas
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pcl_fast.build import backbone_of
 from pcl_fast.config import Config
 from pcl_fast.models.network_operations import NetworkOperations, network_operations
 from pcl_fast.models.operations import Operation
-from pcl_fast.models.zoo import find_backbone
 from pcl_fast.objectives import make_objective
 from pcl_fast.profile.ceilings import Ceilings
 from pcl_fast.profile.traffic import FLOAT32, TIERS, Pass, Tier, backward, forward
@@ -126,7 +126,7 @@ class StepWork:
 def step_work(config: Config) -> StepWork:
     """What a step of a resolved configuration has to do; builds one plain network on the CPU."""
     objective = make_objective(config)
-    backbone = find_backbone(config.model, config.split)
+    backbone = backbone_of(config, objective)
     own = config.pcl.ema_bn == "own"
     return StepWork(
         network=network_operations(backbone, config.data.classes, config.data.pixels),

@@ -6,6 +6,8 @@ shapes and state dicts stay what they were.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +24,17 @@ class Arena:
 
     With `half`, a type, both have copies in it, which an update keeps up to date: `student_half` and
     `teacher_half` map names to those that convolutions and matrix products read, so that a forward casts
-    nothing. Norms are left out of them.
+    nothing. Norms are left out of them. `decays` are weight decays of some parts, by the name of the module,
+    in the place of the rule's.
     """
 
     def __init__(
-        self, network: nn.Module, teacher: nn.Module | None, rule: SgdRule, half: torch.dtype | None = None
+        self,
+        network: nn.Module,
+        teacher: nn.Module | None,
+        rule: SgdRule,
+        half: torch.dtype | None = None,
+        decays: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         weights = dict(network.named_parameters())
         self.rule = rule
@@ -48,7 +56,14 @@ class Arena:
         halved = _cast_by_autocast(network)
         self.student_half = self._half_views(self.buffers.half_values, halved, learns=True)
         self.teacher_half = self._half_views(self.buffers.half_averages, halved, learns=False)
+        self._apart = [self._decayed_apart(name, decay) for name, decay in decays.items()]
         self._leaves = [self.student_half.get(name, weight) for name, weight in weights.items()]
+
+    def _decayed_apart(self, module: str, decay: float) -> "_DecayedApart":
+        values = self._views(self.buffers.values)
+        names = [name for name in values if name.startswith(f"{module}.")]
+        own = [values[name] for name in names], [self._gradients[name] for name in names]
+        return _DecayedApart(*own, decay - self.rule.weight_decay)
 
     def _move_in(self, network: nn.Module, teacher: nn.Module | None) -> None:
         """Make the networks' parameters, and their gradients, views of the buffers."""
@@ -88,6 +103,10 @@ class Arena:
 
         `lr`, `phi` (float64) and `stop` (float32) are scalars on the device.
         """
+        for part in self._apart:  # less what the rule's decay adds to all of them
+            torch._foreach_add_(  # pyright: ignore[reportPrivateUsage]
+                part.gradients, part.values, alpha=part.difference
+            )
         sgd_ema(self.buffers, self.rule, lr, phi, stop)
 
     def load_momentum(self, saved: Mapping[str, Tensor]) -> None:
@@ -111,6 +130,14 @@ class Arena:
             return {}
         views = self._views(flat)
         return {name: views[name].requires_grad_(learns) for name in views if name in names}
+
+
+class _DecayedApart(NamedTuple):
+    """Weights with a decay of their own, their gradients, and how far it is from that of all others."""
+
+    values: list[Tensor]
+    gradients: list[Tensor]
+    difference: float
 
 
 _Place = tuple[torch.Size, tuple[int, ...], int]

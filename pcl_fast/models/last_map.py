@@ -1,0 +1,23 @@
+"""The last map of a branch, before it is pooled: some heads look at it."""
+
+import torch
+from torch import Tensor, fx
+from torch.fx.passes.shape_prop import ShapeProp
+
+
+def last_map(body: fx.GraphModule, map_BCHW: Tensor) -> fx.Node:
+    """The last value in a branch that still has pixels, given an input of the trunk's shape."""
+    was_training = body.training
+    with torch.no_grad():
+        ShapeProp(body.eval()).propagate(map_BCHW)
+    body.train(was_training)
+    shapes = {node: node.meta["tensor_meta"].shape for node in body.graph.nodes if "tensor_meta" in node.meta}
+    return [node for node, shape in shapes.items() if len(shape) == 4 and shape[2] * shape[3] > 1][-1]
+
+
+def expose_map(body: fx.GraphModule, node: fx.Node) -> None:
+    """Let a branch return its features and this value of it."""
+    (output,) = (each for each in body.graph.nodes if each.op == "output")
+    output.args = ((output.args[0], node),)
+    body.graph.lint()
+    body.recompile()
