@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
+from torch.distributed import Store
 
 from pcl_fast.errors import ConfigError, PclError
 from pcl_fast.signals import StopSignal
@@ -95,7 +96,7 @@ class World:
     def sum_(self, tensor: Tensor) -> None:
         """Add a tensor up over all ranks, in place, where it lies; a CUDA graph can hold it."""
         if self.is_joined:
-            with self._together():
+            with self.together():
                 torch_dist.all_reduce(tensor)
 
     def any(self, flag: bool) -> bool:
@@ -103,7 +104,7 @@ class World:
         if not self.is_joined:
             return flag
         total = torch.tensor(int(flag))
-        with self._together():
+        with self.together():
             torch_dist.all_reduce(total)
         return bool(total)
 
@@ -112,7 +113,7 @@ class World:
         if not self.is_joined:
             return [value]
         found: list[Any] = [None] * self.size
-        with self._together():
+        with self.together():
             torch_dist.all_gather_object(found, value)
         return found
 
@@ -121,7 +122,7 @@ class World:
         if not self.is_joined:
             return value
         box: list[Any] = [value if self.is_first else None]
-        with self._together():
+        with self.together():
             torch_dist.broadcast_object_list(box, src=0)
         return box[0]
 
@@ -160,7 +161,7 @@ class World:
                 raise error
 
     @contextlib.contextmanager
-    def _together(self) -> Generator[None]:
+    def together(self) -> Generator[None]:
         """Around what needs all ranks: an error of torch's here means that one of them is gone."""
         try:
             yield
@@ -185,6 +186,18 @@ def _tried(work: Callable[[], Result]) -> tuple[Result | None, PclError | None]:
         return None, error
 
 
+def _meet(place: Place, limit: datetime.timedelta) -> Store:
+    """The store that all know, held by torchrun, else by the first rank; PeerLost if not all come."""
+    try:
+        return next(torch_dist.rendezvous("env://", timeout=limit))[0]
+    except torch_dist.DistError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise PeerLost(
+            f"rank {place.rank} has not met the others at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({reason}); start all {place.size} ranks with torchrun"
+        ) from None
+
+
 @contextlib.contextmanager
 def joined(device: torch.device, timeout: float) -> Generator[World]:
     """All ranks that torchrun has started, from here to the end of the block; a world of one without it.
@@ -201,16 +214,21 @@ def joined(device: torch.device, timeout: float) -> Generator[World]:
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    store = next(torch_dist.rendezvous("env://", timeout=limit))[0]
+    store = _meet(place, limit)
     watchdog = Watchdog(store.clone(), place.rank, place.size, timeout)  # a store serves one thread
-    torch_dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=limit)
     watchdog.start()
+    world = World(place, watchdog)
     try:
-        yield World(place, watchdog)
-        torch_dist.barrier()  # nobody takes the others' leaving for a failure
+        with world.together():
+            torch_dist.init_process_group(
+                backend, store=store, rank=place.rank, world_size=place.size, timeout=limit
+            )
+        yield world
+        with world.together():
+            torch_dist.barrier()  # nobody takes the others' leaving for a failure
         torch_dist.destroy_process_group()
     except BaseException as error:
-        if not isinstance(error, (PclError, SystemExit)):
+        if not isinstance(error, (PclError, SystemExit, KeyboardInterrupt)):
             sys.stderr.write(f"pcl-fast: rank {place.rank} fails in {watchdog.place}:\n")
         watchdog.tell_failure(error)
         raise

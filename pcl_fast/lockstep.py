@@ -33,14 +33,16 @@ class Run(Protocol):
         ...
 
 
-def run_together(runs: Sequence[Run], calls: PlainCalls | CapturedCalls) -> None:
+def run_together(
+    runs: Sequence[Run], calls: PlainCalls | CapturedCalls, stop: StopSignal | None = None
+) -> None:
     """Make every run to its end; those that lag behind catch up first.
 
     A run that fails ends alone, and its error is raised when all have ended. After a signal each saves and
-    ends, and Preempted is raised.
+    ends, and Preempted is raised. Signals are those of `stop`, if somebody listens already.
     """
-    with StopSignal() as stop, contextlib.closing(calls):
-        lockstep = _Lockstep(runs, stop)
+    with contextlib.closing(calls), contextlib.ExitStack() as stack:
+        lockstep = _Lockstep(runs, stop or stack.enter_context(StopSignal()))
         with contextlib.closing(lockstep):
             while group := lockstep.next_group():
                 key = tuple((id(run), lockstep.shapes[run]) for run in group)

@@ -84,6 +84,7 @@ class Trainer:
             self.device_step.go_on_after(self.steps_done)
         self.reporter.started(self._info())
         try:
+            self._serve_stop()  # one that came while data was opened
             while self.progress.epochs_closed < self.config.train.epochs:
                 yield from self._train_epoch(self.progress.epochs_closed)
                 self._close_epoch(self.progress.epochs_closed)
@@ -231,14 +232,15 @@ class _Stopped(Exception):
     """Leaves an evaluation."""
 
 
-def train_together(trainers: Sequence[Trainer]) -> None:
+def train_together(trainers: Sequence[Trainer], stop: StopSignal | None = None) -> None:
     """Train several runs on one device, a step of each side by side; they differ in nothing but their seed.
 
     Each ends as it would alone, to the bit where kernels are deterministic, but for networks with dropout:
     torch's random generator is one for all.
-    A run that fails ends alone. Raises what `Trainer.run` raises, when all have ended.
+    A run that fails ends alone. Raises what `Trainer.run` raises, when all have ended. A signal that `stop`
+    has received before is served before the first step.
     """
     first = trainers[0]
     calls = make_calls(first.config.capture, first.device, to_all(trainers), first.config.compile)
     with advising(first.config, first.state.arena.buffers):
-        run_together(trainers, calls)
+        run_together(trainers, calls, stop)

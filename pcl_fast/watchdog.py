@@ -4,6 +4,7 @@ Ranks tell each other through the store that they met at: where they are, that t
 waits for another, in C++ or on its GPU, can do nothing by itself.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -34,6 +35,7 @@ class Watchdog(threading.Thread):
         self._posted: str | None = None
         self._closing = threading.Event()
         self._failed_since: float | None = None
+        self._failure: str | None = None  # the first of all ranks: which, and why
         self._lock = threading.Lock()  # of the store
         self._stop_known = False
         self.stop: StopSignal | None = None
@@ -52,11 +54,12 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """Look around until closed."""
         while not self._closing.wait(INTERVAL):
-            try:
-                with self._lock:
-                    self._look()
-            except RuntimeError:  # the store is gone with the process that held it
-                self._failed_since = self._failed_since or time.monotonic()
+            if self._failed_since is None:  # then the store may end any moment, with much noise
+                try:
+                    with self._lock:
+                        self._look()
+                except RuntimeError:  # the store is gone with the process that held it
+                    self._failed_since = time.monotonic()
             self._judge()
 
     def _look(self) -> None:
@@ -69,7 +72,8 @@ class Watchdog(threading.Thread):
             elif self._store.check([STOPPED]):
                 self.stop.received = self._store.get(STOPPED).decode()
             self._stop_known = self.stop.received is not None
-        if self._failed_since is None and self._store.check([FAILED]):
+        if self._store.check([FAILED]):
+            self._failure = self._store.get(FAILED).decode()
             self._failed_since = time.monotonic()
 
     def _judge(self) -> None:
@@ -90,14 +94,17 @@ class Watchdog(threading.Thread):
 
     def tell_failure(self, error: object) -> None:
         """Tell the others that this rank fails, and why, with time to hear it; only the first is heard."""
+        if self._failed_since is not None:
+            return  # another one was first
         text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+        own = f"rank {self._rank}: {' '.join(text.split())}"
         try:
             with self._lock:
-                first = self._store.compare_set(FAILED, "", f"rank {self._rank}: {text}")
+                self._failure = self._store.compare_set(FAILED, "", own).decode()
         except RuntimeError:
             return  # nobody is left who could hear it
-        if self._size > 1 and first.decode().startswith(f"rank {self._rank}: "):
-            time.sleep(2 * INTERVAL)  # the store may end with this process
+        if self._size > 1 and self._failure == own:
+            time.sleep(3 * INTERVAL)  # the store may end with this process
 
     def explain_loss(self, error: BaseException) -> str:
         """Why a collective has failed with `error`, as far as anybody has told."""
@@ -111,11 +118,11 @@ class Watchdog(threading.Thread):
         return f"lost another rank in {self.place}: {self._reason() or 'it has gone without a word'}"
 
     def _reason(self) -> str | None:
-        try:
-            with self._lock:
-                return self._store.get(FAILED).decode() if self._store.check([FAILED]) else None
-        except RuntimeError:
-            return None
+        if self._failure is None and self._failed_since is None:
+            with self._lock, contextlib.suppress(RuntimeError):
+                if self._store.check([FAILED]):
+                    self._failure = self._store.get(FAILED).decode()
+        return self._failure
 
     def _others(self) -> str:
         """Where the other ranks were last heard of."""

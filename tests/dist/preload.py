@@ -1,4 +1,14 @@
 """What the process that ranks are forked from imports, so that they need not."""
 
-import pipelines.resident
-import pipelines.torch_loader  # noqa: F401
+import importlib
+
+for name in (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "torchvision.transforms.v2",
+    "tyro",
+    "pcl_fast.commands.train",
+    "pipelines.resident",
+    "pipelines.torch_loader",
+):
+    importlib.import_module(name)

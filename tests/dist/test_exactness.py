@@ -29,8 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
     "sync-vanilla": {"method": "vanilla"},
     "frozen-own": {"pcl": {"num_peers": 2}},
     "frozen-vanilla": {"method": "vanilla"},
+    "local": {"pcl": {"num_peers": 2}},
 }
-ON_RANKS = {2: [*CASES], 4: ["sync-own", "frozen-vanilla"]}  # four take their time on a small machine
+ON_RANKS = {1: ["local"], 2: [*CASES][:-1], 4: ["sync-own", "frozen-vanilla"]}
 CLOSE = 1e-12
 
 
