@@ -26,6 +26,7 @@ from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
 from pcl_fast.step.state import Forward, TrainState
 from pcl_fast.streams import Fork
+from pcl_fast.trained_teacher import load_teacher
 
 AMP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -62,16 +63,18 @@ def build_state(
     dtype: torch.dtype = torch.float32,
     say: Say = warnings.warn,
     world: World = ALONE,
+    teach: bool = True,
 ) -> TrainState:
     """Everything a step needs, at step 0, with weights of type `dtype`. `config` must be resolved.
 
     `say` is told if the network cannot be compiled, and so runs as it is. The weights are the same on every
-    rank of `world`.
+    rank of `world`. A trained teacher need not be there unless it is to `teach`.
     """
     device = torch.device(config.device)
     prepare_backend(config)
     objective = make_objective(config)
     network = build_network(config, objective).to(device, dtype).train()
+    trained = load_teacher(config) if objective.uses_trained_teacher and teach else None
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
     teacher = mean_teacher.network if mean_teacher else None
     arena = _build_arena(config, network, teacher, objective.head_weight_decay)
@@ -93,7 +96,7 @@ def build_state(
         guard=FiniteGuard(_by_rank(watched, world), device),
         amp_dtype=AMP_DTYPES[config.amp.dtype],
         student_forward=_forward(network, arena.student_half, config.compile, say),
-        teacher_forward=_forward(teacher, arena.teacher_half, config.compile, say) if teacher else None,
+        teacher_forward=_teacher_forward(config, teacher, trained, arena, say),
         fork=_fork(config, 2),
         reduction=_reduction(config, world, arena, networks, len(watched)),
         spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
@@ -103,6 +106,19 @@ def build_state(
 def _seed_of_dropout(seed: int, rank: int) -> int:
     """Another for each rank, in its low 32 bits: a CPU's generator looks at no others."""
     return int(philox_torch((seed, Stream.DROPOUT), rank, 0, 0, 0)[0]) if rank else seed
+
+
+def _teacher_forward(
+    config: Config, mean: PeerNetwork | None, trained: PeerNetwork | None, arena: Arena, say: Say
+) -> Forward | None:
+    if mean is not None:
+        return _forward(mean, arena.teacher_half, config.compile, say)
+    if trained is None:
+        return None
+    like = arena.buffers.values
+    layout = memory_format(config.channels_last)
+    moved = trained.to(like.device, like.dtype).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    return _forward(moved, {}, config.compile, say)
 
 
 def _by_rank(names: tuple[str, ...], world: World) -> tuple[str, ...]:

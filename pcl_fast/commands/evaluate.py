@@ -62,7 +62,7 @@ def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[dict[str, Ac
     given = {name: value for name, value in changes.items() if value is not None}
     data = dataclasses.replace(config.data, **given)
     config = resolve(dataclasses.replace(config, device=arguments.device, data=data))
-    state = build_state(config)
+    state = build_state(config, teach=False)
     saved = folder.checkpoints.load_newest(Console(stderr=True).print)
     if saved is None:
         raise ConfigError(f"{path}: no checkpoint yet; let the run reach the end of an epoch")

@@ -116,8 +116,22 @@ def _chosen(preset: Preset, config: Config) -> Chosen:
         )
     resolved = fit_to_data(resolve(config))
     folder = config.run_dir or _default_folder(preset, config)
-    runs = [(run, _run_folder(preset, folder, config, run)) for run in preset.runs(resolved)]
+    runs = [
+        stage
+        for run in preset.runs(resolved)
+        for stage in _stages(run, _run_folder(preset, folder, config, run))
+    ]
     return Chosen(preset, folder, runs, side_by_side=len(config.seeds) > 1)
+
+
+def _stages(run: Config, folder: Path) -> list[tuple[Config, Path]]:
+    """The run itself; before it that of its teacher, if it needs one that is to be trained first."""
+    if run.method != "kd" or run.kd.teacher is not None:
+        return [(run, folder)]
+    teacher = folder / "teacher"
+    first = dataclasses.replace(run, method="vanilla", model=run.kd.teacher_model or run.model)
+    second = dataclasses.replace(run, kd=dataclasses.replace(run.kd, teacher=teacher))
+    return [(first, teacher), (second, folder)]
 
 
 def _default_folder(preset: Preset, config: Config) -> Path:

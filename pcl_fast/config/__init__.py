@@ -14,7 +14,15 @@ from pcl_fast.config.data import (
     DatasetName,
 )
 from pcl_fast.config.pcl import MAX_PEERS, PclConfig
-from pcl_fast.config.rivals import ClConfig, DmlConfig, FflConfig, KdclConfig, OkddipConfig, OneConfig
+from pcl_fast.config.rivals import (
+    ClConfig,
+    DmlConfig,
+    FflConfig,
+    KdclConfig,
+    KdConfig,
+    OkddipConfig,
+    OneConfig,
+)
 from pcl_fast.config.run import Config
 from pcl_fast.config.training import AmpConfig, DistConfig, OptimConfig, TrainConfig
 
@@ -33,6 +41,7 @@ __all__ = [
     "DistConfig",
     "DmlConfig",
     "FflConfig",
+    "KdConfig",
     "KdclConfig",
     "OkddipConfig",
     "OneConfig",

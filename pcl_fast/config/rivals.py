@@ -1,6 +1,7 @@
 """The options of the methods that PCL is compared with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pcl_fast.config.pcl import MAX_PEERS
@@ -9,6 +10,25 @@ from pcl_fast.config.require import require
 
 def _require_peers(flag: str, peers: int) -> None:
     require(2 <= peers <= MAX_PEERS, flag, peers, f"give 2 to {MAX_PEERS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KdConfig:
+    """Two-stage distillation."""
+
+    teacher: Path | None = None
+    """The teacher: the folder of a finished run, or its model.safetensors. By default it is trained first."""
+    teacher_model: str | None = None
+    """The network of a teacher that is trained first; by default the student's."""
+    temperature: float = 3.0
+    """Which softens the teacher and what learns from it."""
+    alpha: float = 1.0
+    """The weight of what the teacher teaches."""
+
+    def __post_init__(self) -> None:
+        """Validate."""
+        require(self.temperature > 0, "kd.temperature", self.temperature, "give a positive number, as 3")
+        require(self.alpha >= 0, "kd.alpha", self.alpha, "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

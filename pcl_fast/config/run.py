@@ -7,7 +7,15 @@ from typing import Literal
 from pcl_fast.config.data import DataConfig
 from pcl_fast.config.pcl import PclConfig
 from pcl_fast.config.require import require
-from pcl_fast.config.rivals import ClConfig, DmlConfig, FflConfig, KdclConfig, OkddipConfig, OneConfig
+from pcl_fast.config.rivals import (
+    ClConfig,
+    DmlConfig,
+    FflConfig,
+    KdclConfig,
+    KdConfig,
+    OkddipConfig,
+    OneConfig,
+)
 from pcl_fast.config.training import AmpConfig, DistConfig, OptimConfig, TrainConfig
 
 
@@ -16,8 +24,8 @@ class Config:
     """One run."""
 
     method: str = "pcl"
-    """pcl: Peer Collaborative Learning; its rivals dml, cl, one, okddip, ffl and kdcl; vanilla: the
-    network trained alone."""
+    """pcl: Peer Collaborative Learning; its rivals kd (in two stages), dml, cl, one, okddip, ffl and kdcl;
+    vanilla: the network trained alone."""
     model: str = "resnet32"
     """A backbone of ours, `torchvision:NAME` or `timm:NAME`."""
     split: str | None = None
@@ -25,6 +33,7 @@ class Config:
     networks that are not ours."""
     data: DataConfig = field(default_factory=DataConfig)
     pcl: PclConfig = field(default_factory=PclConfig)
+    kd: KdConfig = field(default_factory=KdConfig)
     dml: DmlConfig = field(default_factory=DmlConfig)
     cl: ClConfig = field(default_factory=ClConfig)
     one: OneConfig = field(default_factory=OneConfig)

@@ -1,7 +1,7 @@
 """The multi-branch network of PCL: one trunk, m peers, and an ensemble classifier over their features."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -192,6 +192,11 @@ class PeerNetwork(nn.Module):
             self._views_set = num_views
         # split, not unbind: its backward is a concatenation that keeps channels-last.
         return list(self.trunk(views_VBCHW.flatten(0, 1)).split(batch))
+
+    def load_deployed(self, tensors: Mapping[str, Tensor], peer: int = 0) -> None:
+        """The inverse of `deployed_state_dict`. KeyError or RuntimeError if they are of another network."""
+        for part in (self.trunk, self.branches[peer], self.classifiers[peer]):
+            part.load_state_dict({key: tensors[key] for key in part.state_dict()})
 
     def deployed_state_dict(self, peer: int = 0) -> dict[str, Tensor]:
         """Trunk, branch and classifier of a peer under the names of the plain backbone."""

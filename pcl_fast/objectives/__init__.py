@@ -8,6 +8,7 @@ from pcl_fast.objectives.base import Deployment, Loss, Objective
 from pcl_fast.objectives.cl import CollaborativeLearning
 from pcl_fast.objectives.dml import MutualLearning
 from pcl_fast.objectives.ffl import FeatureFusion
+from pcl_fast.objectives.kd import Distillation
 from pcl_fast.objectives.kdcl import Kdcl
 from pcl_fast.objectives.okddip import DiversePeers
 from pcl_fast.objectives.one import NativeEnsemble
@@ -18,6 +19,7 @@ __all__ = ["METHODS", "Deployment", "Loss", "Objective", "make_objective"]
 
 METHODS: dict[str, Callable[[Config], Objective]] = {
     "vanilla": lambda _: Vanilla(),
+    "kd": lambda config: Distillation(config.kd),
     "dml": lambda config: MutualLearning(config.dml),
     "cl": lambda config: CollaborativeLearning(config.cl),
     "one": lambda config: NativeEnsemble(config.one),
