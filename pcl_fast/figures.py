@@ -53,7 +53,9 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
     backbone = backbone_of(config, objective)
-    plain = network_operations(backbone, config.data.classes, config.data.pixels)
+    plain = network_operations(
+        backbone, config.data.classes, config.data.pixels, objective.num_peers, objective.make_head
+    )
     teacher = objective.uses_mean_teacher
     return RunFigures(
         train_images=images,

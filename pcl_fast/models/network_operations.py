@@ -1,18 +1,26 @@
 """What a backbone cut in two has to do as peers that share the trunk: operations, FLOPs, parameters."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from pcl_fast.contract import HeadShapes, MakeHead, PeerHead, PeerParts
+from pcl_fast.models.last_map import last_map
 from pcl_fast.models.operations import Operation, operations_of
-from pcl_fast.models.split import split_network
+from pcl_fast.models.split import SplitNetwork, split_network
 from pcl_fast.models.zoo import Backbone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkOperations:
-    """A backbone cut in two: what m peers share, and what each has for itself, its classifier included."""
+    """A backbone cut in two: what m peers share, and what each has for itself, its classifier included.
+
+    `head` is what looks at all of so many peers, if it is not a linear classifier over their features.
+    """
 
     trunk: tuple[Operation, ...]
     branch: tuple[Operation, ...]
@@ -20,6 +28,7 @@ class NetworkOperations:
     branch_parameters: int
     feature_dim: int
     num_classes: int
+    head: tuple[Operation, ...] | None = None
 
     @property
     def forward_flops(self) -> int:
@@ -32,8 +41,8 @@ class NetworkOperations:
         return self.trunk_parameters + self.branch_parameters
 
     def peer_parameters(self, num_peers: int, ensemble: bool) -> int:
-        """Of m peers that share the trunk, and of the classifier over all of them."""
-        over_all = self.ensemble(num_peers).parameters if ensemble else 0
+        """Of m peers that share the trunk, and of what looks at all of them."""
+        over_all = sum(each.parameters for each in self.ensemble(num_peers)) if ensemble else 0
         return self.trunk_parameters + num_peers * self.branch_parameters + over_all
 
     def step_flops(self, num_views: int, num_peers: int, ensemble: bool, teacher: bool) -> int:
@@ -41,36 +50,104 @@ class NetworkOperations:
         parts = [(operation, num_views) for operation in self.trunk]
         parts += [(operation, num_peers) for operation in self.branch]
         total = sum(times * ((1 + teacher) * each.flops + each.backward_flops) for each, times in parts)
-        return total + (3 * self.ensemble(num_peers).flops if ensemble else 0)
+        over_all = self.ensemble(num_peers) if ensemble else ()
+        return total + sum(each.flops + each.backward_flops for each in over_all)
 
-    def ensemble(self, num_peers: int) -> Operation:
-        """The classifier over the features of all peers."""
+    def ensemble(self, num_peers: int) -> tuple[Operation, ...]:
+        """What looks at all peers: the head, or the classifier over the features of all."""
+        if self.head is not None:
+            return self.head
         features = num_peers * self.feature_dim
         weights, classes = features * self.num_classes, self.num_classes
-        return Operation(
+        linear = Operation(
             kind="product", flops=2 * weights, read=features, written=classes, parameters=weights + classes
         )
+        return (linear,)
 
 
-def network_operations(backbone: Backbone, num_classes: int, image_size: int) -> NetworkOperations:
+def network_operations(
+    backbone: Backbone,
+    num_classes: int,
+    image_size: int,
+    num_peers: int = 1,
+    make_head: MakeHead | None = None,
+) -> NetworkOperations:
     """Build a backbone on the CPU and run one square image of so many pixels through it, in eval mode.
 
+    And a head of its own over so many peers, if there is one.
     Raises ConfigError for a backbone that cannot be split. Torch's random state is left as it was.
     """
+    image = torch.zeros(1, 3, image_size, image_size)
     with torch.random.fork_rng(devices=[]):
         split = split_network(backbone.build(num_classes), backbone.split, backbone.features_at)
-    image = torch.zeros(1, 3, image_size, image_size)
-    trunk, middle = operations_of(split.trunk, image, needs_gradient=False)
-    body, features = operations_of(split.body, middle)
-    head, _ = operations_of(split.classifier, features)
+        trunk, middle = operations_of(split.trunk, image, needs_gradient=False)
+        body, features = operations_of(split.body, middle, needs_gradient=_count(split.trunk) > 0)
+        classifier, _ = operations_of(split.classifier, features)
+        over_all = None if make_head is None else _head(make_head, split, middle, (num_peers, num_classes))
     return NetworkOperations(
         trunk=trunk,
-        branch=(*body, *head),
+        branch=(*body, *classifier),
         trunk_parameters=_count(split.trunk),
         branch_parameters=_count(split.body) + _count(split.classifier),
         feature_dim=split.feature_dim,
         num_classes=num_classes,
+        head=over_all,
     )
+
+
+def _head(
+    make: MakeHead, split: SplitNetwork, trunk_map: Tensor, sizes: tuple[int, int]
+) -> tuple[Operation, ...]:
+    """A head's operations, given the trunk's output for an image, and the numbers of peers and classes."""
+    num_peers, num_classes = sizes
+    map_shape = last_map(split.body, trunk_map).meta["tensor_meta"].shape
+    shapes = HeadShapes(
+        num_peers=num_peers,
+        num_classes=num_classes,
+        feature_dim=split.feature_dim,
+        trunk_channels=trunk_map.shape[1],
+        map_channels=map_shape[1],
+    )
+    head = make(shapes)
+    each = [map_shape[1:]] * head.wants_maps + [(split.feature_dim,), (num_classes,)]
+    opened = _OpenedHead(head, [trunk_map.shape[1:], *(shape for shape in each for _ in range(num_peers))])
+    x = torch.zeros(1, sum(opened.sizes))
+    try:
+        return operations_of(opened, x)[0]
+    except (TypeError, RuntimeError, fx.proxy.TraceError):  # fx cannot follow everything that Python can do
+        return (_as_one(opened, x),)
+
+
+def _as_one(part: nn.Module, x: Tensor) -> Operation:
+    """A module that fx cannot open: all that it does, done by one kernel."""
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        out = part.eval()(x)
+    flops = counter.get_total_flops()
+    return Operation(
+        kind="product", flops=flops, read=x.numel(), written=out.numel(), parameters=_count(part)
+    )
+
+
+class _OpenedHead(nn.Module):
+    """A head over one tensor that holds all that it looks at, side by side, so that its graph has one input.
+
+    `shapes` are those for an image: of the trunk's output; of each peer's last map, if the head wants them;
+    of each peer's features; of each one's logits.
+    """
+
+    def __init__(self, head: PeerHead, shapes: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.head, self.shapes = head, shapes
+        self.sizes = [math.prod(shape) for shape in shapes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Views of `x`, which cost nothing, and what the head says of them."""
+        held = torch.split(x, self.sizes, dim=1)
+        trunk_map, *rest = [held[index].view(1, *shape) for index, shape in enumerate(self.shapes)]
+        m = len(rest) // (2 + self.head.wants_maps)
+        maps, features, logits = rest[: -2 * m], rest[-2 * m : -m], rest[-m:]
+        # its forward, as a head without layers of its own would not be opened
+        return self.head.forward(PeerParts(trunk_map, maps, features, logits)).logits_BC
 
 
 def _count(module: nn.Module) -> int:

@@ -54,18 +54,18 @@ class Operation:
 
 
 def operations_of(
-    part: fx.GraphModule, x: Tensor, needs_gradient: bool = True
+    part: nn.Module, x: Tensor, needs_gradient: bool = True
 ) -> tuple[tuple[Operation, ...], Tensor]:
-    """The operations of a graph, in eval mode, on `x`, and its result.
+    """The operations of a module that fx can trace, in eval mode, on `x`, and its result.
 
     `needs_gradient`: whether `x` wants one.
     """
-    part = fx.GraphModule(part, _Opener().trace(part.eval()))
-    recorder = _Recorder(part)
+    opened = fx.GraphModule(part, _Opener().trace(part.eval()))
+    recorder = _Recorder(opened)
     # As in training: without gradients, attention takes a short cut that the counter does not know.
     with torch.enable_grad(), recorder.counter:
         result = recorder.run(x)
-    return tuple(_Reader(part, recorder.values, needs_gradient).operations()), result.detach()
+    return tuple(_Reader(opened, recorder.values, needs_gradient).operations()), result.detach()
 
 
 class _Opener(LayerTracer):

@@ -65,6 +65,11 @@ class StepWork:
         """Trained ones."""
         return self.network.peer_parameters(self.num_peers, self.ensemble)
 
+    @property
+    def over_all(self) -> tuple[Operation, ...]:
+        """What looks at all peers: nothing, a linear classifier or another head."""
+        return self.network.ensemble(self.num_peers) if self.ensemble else ()
+
     def bytes(self, tier: Tier) -> float:
         """Read and written in a step."""
         return sum(kernel.times * kernel.bytes for kernel in self.kernels(tier))
@@ -116,7 +121,7 @@ class StepWork:
         rows, times = (batch * views, 1) if trunk == "batched" else (batch, views)
         parts = [(operation, rows, times) for operation in self.network.trunk]
         parts += [(operation, batch, self.num_peers) for operation in self.network.branch]
-        return parts + [(self.network.ensemble(self.num_peers), batch, 1)] * ensemble
+        return parts + [(each, batch, 1) for each in self.over_all if ensemble]
 
     def _kernel(self, one: Pass, rows: int, times: int) -> Kernel:
         moved = self.width * one.elements * rows + one.weight_bytes
@@ -129,7 +134,9 @@ def step_work(config: Config) -> StepWork:
     backbone = backbone_of(config, objective)
     own = config.pcl.ema_bn == "own"
     return StepWork(
-        network=network_operations(backbone, config.data.classes, config.data.pixels),
+        network=network_operations(
+            backbone, config.data.classes, config.data.pixels, objective.num_peers, objective.make_head
+        ),
         batch_size=config.train.batch_size,
         num_views=objective.num_views,
         num_peers=objective.num_peers,

@@ -81,17 +81,19 @@ def exchange_of(work: StepWork, config: Config) -> Exchange:
     that learn, one of both backward.
     """
     width = BFLOAT16 if config.dist.reduce_dtype == "bfloat16" else FLOAT32
-    trunk, branch = (_norms(part) for part in (work.network.trunk, work.network.branch))
+    network = work.network
+    trunk, branch, head = (_norms(part) for part in (network.trunk, network.branch, work.over_all))
     peers, views = work.num_peers, work.num_views
     networks = 1 + (work.teacher != "none")
-    once = sum(trunk) + peers * sum(branch)  # numbers of all statistics: a mean and a variance a channel
+    # numbers of all statistics: a mean and a variance a channel
+    once = sum(trunk) + peers * sum(branch) + sum(head)
     teaching = work.teacher == "train"
     passes = (2 + teaching) if config.sync_bn else 0
-    calls = len(trunk) + peers * len(branch)
+    calls = len(trunk) + peers * len(branch) + len(head)
     return Exchange(
         gradients=width * work.parameters,
         statistics=FLOAT32 * networks * once,
-        synchronised=FLOAT32 * passes * (views * sum(trunk) + peers * sum(branch)),
+        synchronised=FLOAT32 * passes * (views * sum(trunk) + peers * sum(branch) + sum(head)),
         messages=2 + (3 + 2 * teaching) * calls * config.sync_bn,
     )
 

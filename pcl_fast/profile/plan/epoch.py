@@ -165,7 +165,7 @@ def forward_seconds(work: StepWork, floor: StepFloor, batch: int) -> float:
     """
     network = work.network
     parts = [(each, 1) for each in network.trunk] + [(each, work.num_peers) for each in network.branch]
-    parts += [(network.ensemble(work.num_peers), 1)] * work.ensemble
+    parts += [(each, 1) for each in work.over_all]
     networks = 1 + (work.teacher != "none")
     seconds = 0.0
     for operation, times in parts:

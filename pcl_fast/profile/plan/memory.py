@@ -27,8 +27,10 @@ def activation_bytes(work: StepWork) -> int:
     Workspaces of libraries, and what the allocator does not give back, come on top.
     """
     trunk, branch = work.network.trunk, work.network.branch
-    of_image = work.num_views * (_views(trunk) + _kept(trunk)) + work.num_peers * _kept(branch)
-    largest = work.num_views * max(each.written for each in trunk)
+    of_image = work.num_views * (_views(work) + _kept(trunk)) + work.num_peers * _kept(branch)
+    of_image += _kept(work.over_all)
+    # one of all views of a shared trunk, or of one peer
+    largest = max(work.num_views * _largest(trunk), _largest(branch))
     return work.batch_size * work.width * (of_image + PASSING * largest)
 
 
@@ -37,5 +39,10 @@ def _kept(operations: Iterable[Operation]) -> int:
     return sum(each.written for each in operations if each.kind != "fork" and not each.rides)
 
 
-def _views(trunk: tuple[Operation, ...]) -> int:
-    return trunk[0].read
+def _largest(operations: Iterable[Operation]) -> int:
+    return max((each.written for each in operations), default=0)
+
+
+def _views(work: StepWork) -> int:
+    """Elements of a view: what the first layer reads."""
+    return (*work.network.trunk, *work.network.branch)[0].read
