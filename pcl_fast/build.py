@@ -14,6 +14,7 @@ from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.dist import ALONE, World
 from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.kernels.sgd_ema import SgdRule
+from pcl_fast.models.network_operations import NetworkOperations, network_operations
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.split import NO_TRUNK
 from pcl_fast.models.view_norm import synchronise
@@ -26,7 +27,7 @@ from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
 from pcl_fast.step.state import Forward, TrainState
 from pcl_fast.streams import Fork
-from pcl_fast.trained_teacher import load_teacher
+from pcl_fast.trained_teacher import load_teacher, teacher_backbone
 
 AMP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,6 +57,18 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
 def backbone_of(config: Config, objective: Objective) -> Backbone:
     """The backbone, cut where the configuration says, or nowhere for a method whose peers share nothing."""
     return find_backbone(config.model, config.split if objective.shares_trunk else NO_TRUNK)
+
+
+def count_operations(config: Config, objective: Objective) -> NetworkOperations:
+    """What a configuration's network, its head and its trained teacher have to do, an image at a time."""
+    return network_operations(
+        backbone_of(config, objective),
+        config.data.classes,
+        config.data.pixels,
+        objective.num_peers,
+        objective.make_head,
+        teacher_backbone(config) if objective.uses_trained_teacher else None,
+    )
 
 
 def build_state(

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-from pcl_fast.build import backbone_of, build_network
+from pcl_fast.build import build_network, count_operations
 from pcl_fast.config import TRAIN_IMAGES, Config
-from pcl_fast.models.network_operations import network_operations
 from pcl_fast.objectives import make_objective
 from pcl_fast.schedules import milestone_epoch
 
@@ -14,7 +13,7 @@ class RunFigures:
     """Derived numbers of a configuration. FLOPs count a multiplication and an addition as two.
 
     `train_flops_per_image` is one step's share: forward and backward (twice the forward, once for the first
-    layer, as an image wants no gradient) of every view, and the mean teachers' forward. A step takes
+    layer, as an image wants no gradient) of every view, and the teachers' forward. A step takes
     `rank_batch` images on each of `ranks`, `global_batch` in all.
     """
 
@@ -52,10 +51,7 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     batch = config.global_batch
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)
-    backbone = backbone_of(config, objective)
-    plain = network_operations(
-        backbone, config.data.classes, config.data.pixels, objective.num_peers, objective.make_head
-    )
+    plain = count_operations(config, objective)
     teacher = objective.uses_mean_teacher
     return RunFigures(
         train_images=images,

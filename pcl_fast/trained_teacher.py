@@ -10,7 +10,7 @@ from pcl_fast.config import Config
 from pcl_fast.errors import ConfigError
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.split import NO_TRUNK
-from pcl_fast.models.zoo import find_backbone
+from pcl_fast.models.zoo import Backbone, find_backbone
 
 MODEL = "model.safetensors"
 
@@ -23,7 +23,7 @@ def load_teacher(config: Config) -> PeerNetwork:
     given = config.kd.teacher
     if given is None:
         raise ConfigError("--kd.teacher is missing: give the folder of a finished run")
-    path = given / MODEL if given.is_dir() else given
+    path = _file(given)
     model, tensors = _read(path)
     with torch.random.fork_rng(devices=[]):
         network = PeerNetwork(find_backbone(model, NO_TRUNK), config.data.classes, 1, ensemble=False)
@@ -35,6 +35,17 @@ def load_teacher(config: Config) -> PeerNetwork:
             "trained on the same data set"
         ) from None
     return network.eval().requires_grad_(False)
+
+
+def teacher_backbone(config: Config) -> Backbone:
+    """The plain network of the teacher that `--kd.teacher` names, or of the one to be trained first."""
+    path = None if config.kd.teacher is None else _file(config.kd.teacher)
+    later = config.kd.teacher_model or config.model
+    return find_backbone(later if path is None or not path.exists() else _read(path)[0], NO_TRUNK)
+
+
+def _file(given: Path) -> Path:
+    return given / MODEL if given.is_dir() else given
 
 
 def _read(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -16,6 +16,8 @@ from pcl_fast.config import Config
 from pcl_fast.device import resolve
 from pcl_fast.dist import find_place
 from pcl_fast.errors import ConfigError
+from pcl_fast.models.split import NO_TRUNK
+from pcl_fast.objectives import make_objective
 from pcl_fast.presets import Preset, find_preset, preset_names
 
 Options = TypeVar("Options")
@@ -110,6 +112,7 @@ def _prog(command: str, preset: Preset) -> str:
 
 
 def _chosen(preset: Preset, config: Config) -> Chosen:
+    _check_method(config)
     if config.method != preset.config.method and len(preset.methods) > 1:
         raise ConfigError(
             f"--method {config.method}: preset '{preset.name}' trains {' and '.join(preset.methods)}"
@@ -122,6 +125,17 @@ def _chosen(preset: Preset, config: Config) -> Chosen:
         for stage in _stages(run, _run_folder(preset, folder, config, run))
     ]
     return Chosen(preset, folder, runs, side_by_side=len(config.seeds) > 1)
+
+
+def _check_method(config: Config) -> None:
+    """ConfigError for a method that there is not, and for a split of what is not split."""
+    objective, method = make_objective(config), config.method
+    if not objective.shares_trunk and config.split not in (None, NO_TRUNK):
+        separate = hasattr(getattr(config, method, None), "separate")
+        instead = f", or give --{method}.no-separate for branches that share a trunk" if separate else ""
+        raise ConfigError(
+            f"--split {config.split}: the networks of --method {method} share nothing; leave it out{instead}"
+        )
 
 
 def _stages(run: Config, folder: Path) -> list[tuple[Config, Path]]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx.proxy import TraceError
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcl_fast.contract import HeadShapes, MakeHead, PeerHead, PeerParts
@@ -19,7 +20,8 @@ from pcl_fast.models.zoo import Backbone
 class NetworkOperations:
     """A backbone cut in two: what m peers share, and what each has for itself, its classifier included.
 
-    `head` is what looks at all of so many peers, if it is not a linear classifier over their features.
+    `head` is what looks at all of so many peers, if it is not a linear classifier over their features;
+    `trained_teacher`, another network that only tells what it sees on the first view.
     """
 
     trunk: tuple[Operation, ...]
@@ -29,6 +31,7 @@ class NetworkOperations:
     feature_dim: int
     num_classes: int
     head: tuple[Operation, ...] | None = None
+    trained_teacher: tuple[Operation, ...] = ()
 
     @property
     def forward_flops(self) -> int:
@@ -46,12 +49,13 @@ class NetworkOperations:
         return self.trunk_parameters + num_peers * self.branch_parameters + over_all
 
     def step_flops(self, num_views: int, num_peers: int, ensemble: bool, teacher: bool) -> int:
-        """Of a training step, an image's share: forward, backward, and the mean teachers' forward."""
+        """Of a training step, an image's share: forward, backward, and the teachers' forward."""
         parts = [(operation, num_views) for operation in self.trunk]
         parts += [(operation, num_peers) for operation in self.branch]
         total = sum(times * ((1 + teacher) * each.flops + each.backward_flops) for each, times in parts)
         over_all = self.ensemble(num_peers) if ensemble else ()
-        return total + sum(each.flops + each.backward_flops for each in over_all)
+        told = sum(each.flops for each in self.trained_teacher)
+        return total + told + sum(each.flops + each.backward_flops for each in over_all)
 
     def ensemble(self, num_peers: int) -> tuple[Operation, ...]:
         """What looks at all peers: the head, or the classifier over the features of all."""
@@ -71,10 +75,11 @@ def network_operations(
     image_size: int,
     num_peers: int = 1,
     make_head: MakeHead | None = None,
+    trained_teacher: Backbone | None = None,
 ) -> NetworkOperations:
     """Build a backbone on the CPU and run one square image of so many pixels through it, in eval mode.
 
-    And a head of its own over so many peers, if there is one.
+    Likewise a head of its own over so many peers, and a trained teacher, if there are any.
     Raises ConfigError for a backbone that cannot be split. Torch's random state is left as it was.
     """
     image = torch.zeros(1, 3, image_size, image_size)
@@ -84,6 +89,7 @@ def network_operations(
         body, features = operations_of(split.body, middle, needs_gradient=_count(split.trunk) > 0)
         classifier, _ = operations_of(split.classifier, features)
         over_all = None if make_head is None else _head(make_head, split, middle, (num_peers, num_classes))
+        told = () if trained_teacher is None else _whole(trained_teacher, num_classes, image)
     return NetworkOperations(
         trunk=trunk,
         branch=(*body, *classifier),
@@ -92,7 +98,12 @@ def network_operations(
         feature_dim=split.feature_dim,
         num_classes=num_classes,
         head=over_all,
+        trained_teacher=told,
     )
+
+
+def _whole(backbone: Backbone, num_classes: int, image: Tensor) -> tuple[Operation, ...]:
+    return operations_of(backbone.build(num_classes), image, needs_gradient=False)[0]
 
 
 def _head(
@@ -114,7 +125,7 @@ def _head(
     x = torch.zeros(1, sum(opened.sizes))
     try:
         return operations_of(opened, x)[0]
-    except (TypeError, RuntimeError, fx.proxy.TraceError):  # fx cannot follow everything that Python can do
+    except (TypeError, RuntimeError, TraceError):  # fx cannot follow everything that Python can do
         return (_as_one(opened, x),)
 
 

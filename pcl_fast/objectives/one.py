@@ -16,14 +16,15 @@ class Gate(PeerHead):
     def __init__(self, shapes: HeadShapes) -> None:
         super().__init__()
         self.score = nn.Linear(shapes.trunk_channels, shapes.num_peers)
-        self.norm = nn.BatchNorm1d(shapes.num_peers)
+        self.norm = nn.BatchNorm2d(shapes.num_peers)  # of maps of one pixel, as those know of other ranks
 
     def forward(self, parts: PeerParts) -> HeadOutputs:
         """The gated ensemble's logits."""
         pooled_BC = parts.trunk_map_BCHW.mean((2, 3))
-        gates_BV = F.softmax(F.relu(self.norm(self.score(pooled_BC))).float(), dim=-1)
-        logits_BVC = torch.stack(tuple(parts.logits), dim=1)
-        return HeadOutputs((gates_BV[..., None].to(logits_BVC.dtype) * logits_BVC).sum(1))
+        scores_BV = self.norm(self.score(pooled_BC)[..., None, None])[..., 0, 0]
+        gates_BV = F.softmax(full_precision(F.relu(scores_BV)), dim=-1)
+        logits_BVC = full_precision(torch.stack(tuple(parts.logits), dim=1))
+        return HeadOutputs((gates_BV[..., None] * logits_BVC).sum(1))
 
 
 class NativeEnsemble(Objective):

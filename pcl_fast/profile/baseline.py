@@ -1,12 +1,13 @@
-"""The straightforward implementation that speed is measured against: PCL as one would first write it.
+"""The straightforward implementation that speed is measured against: a method as one would first write it.
 
-Eager float32, one view after the other, losses pair by pair, averages parameter by parameter. The same
-method to rounding; only how it is computed differs. With `amp` also in autocast and channels-last, which
-most people try first.
+Eager float32, one view after the other, torch's SGD, averages parameter by parameter; PCL's losses pair by
+pair, other methods' by their own terms. The same method to rounding; only how it is computed differs. With
+`amp` also in autocast and channels-last, which most people try first.
 """
 
 import copy
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from pcl_fast.build import build_network
 from pcl_fast.config import AmpConfig, Config
-from pcl_fast.contract import ViewBatch
+from pcl_fast.contract import PeerOutputs, ViewBatch
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import make_objective
 from pcl_fast.objectives.base import full_precision
+from pcl_fast.objectives.pcl import Pcl
 from pcl_fast.step.train_step import Moment
+from pcl_fast.trained_teacher import load_teacher
 
 
 def baseline_config(config: Config, amp: bool = False) -> Config:
@@ -43,13 +46,23 @@ class BaselineStep:
         self.network = build_network(self.config, objective).to(config.device).train()
         averages = objective.uses_mean_teacher
         self.teacher = copy.deepcopy(self.network).requires_grad_(False) if averages else None
-        optim = config.optim
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            optim.lr,
-            optim.momentum,
-            weight_decay=optim.weight_decay,
-            nesterov=optim.nesterov,
+        self.objective = objective
+        trained = load_teacher(self.config) if objective.uses_trained_teacher else None
+        self.trained = None if trained is None else trained.to(config.device)
+        self.optimizer = self._optimizer()
+
+    def _optimizer(self) -> torch.optim.SGD:
+        """With a weight decay of its own for the head, if the method has one."""
+        optim, own = self.config.optim, self.objective.head_weight_decay
+        head = (
+            [] if own is None or self.network.ensemble is None else list(self.network.ensemble.parameters())
+        )
+        known = set(head)
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in known]}]
+        if head:
+            groups.append({"params": head, "weight_decay": own})
+        return torch.optim.SGD(
+            groups, optim.lr, optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov
         )
 
     def __call__(self, batch: ViewBatch, moment: Moment) -> Tensor:
@@ -65,7 +78,12 @@ class BaselineStep:
         return loss.detach()
 
     def _loss(self, batch: ViewBatch, weight: float) -> Tensor:
-        logits_VBC, ensemble_BC, teacher_VBC = self._forwards(batch.views_VBCHW)
+        student, teacher = self._forwards(batch.views_VBCHW)
+        if not isinstance(self.objective, Pcl):
+            return self.objective.terms(student, teacher, batch.labels_B, weight).sum()
+        logits_VBC, ensemble_BC = full_precision(student.logits_VBC), student.ensemble_logits_BC
+        ensemble_BC = None if ensemble_BC is None else full_precision(ensemble_BC)
+        teacher_VBC = None if teacher is None else full_precision(teacher.logits_VBC)
         pcl = self.config.pcl
         loss = torch.zeros((), device=batch.labels_B.device)
         for z_BC in logits_VBC:
@@ -83,18 +101,16 @@ class BaselineStep:
                     loss = loss + weight * self._distil(q_BC, z_BC) / len(others)
         return loss
 
-    def _forwards(self, views_VBCHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Logits of the peers, of the ensemble and of the mean teachers, in float32."""
-        amp, teacher_VBC = self.config.amp.dtype == "bfloat16", None
+    def _forwards(self, views_VBCHW: Tensor) -> tuple[PeerOutputs, PeerOutputs | None]:
+        """What the network says, and its teachers."""
+        amp, said = self.config.amp.dtype == "bfloat16", None
+        teacher = self.teacher or self.trained
         with torch.autocast(views_VBCHW.device.type, torch.bfloat16, enabled=amp):
             student = self.network(views_VBCHW)
-            if self.teacher is not None:
+            if teacher is not None:
                 with torch.no_grad():
-                    teacher_VBC = full_precision(self.teacher(views_VBCHW).logits_VBC)
-        ensemble_BC = student.ensemble_logits_BC
-        if ensemble_BC is not None:
-            ensemble_BC = full_precision(ensemble_BC)
-        return full_precision(student.logits_VBC), ensemble_BC, teacher_VBC
+                    said = teacher(views_VBCHW)
+        return student, said
 
     def _distil(self, target_BC: Tensor, logits_BC: Tensor) -> Tensor:
         """T^2 KL(target^T || logits^T), averaged over the batch."""

@@ -1,7 +1,7 @@
 """The floor of a training step: what its arithmetic, its memory traffic and its kernels take at least.
 
 Computed from the network itself (`models/network_operations.py`) for the peers' forward and backward on their
-views, the mean teachers' forward, the losses and the update, by the rules of `traffic.py`. A kernel takes
+views, the teachers' forward, the losses and the update, by the rules of `traffic.py`. A kernel takes
 max(FLOPs / peak, bytes / bandwidth, least time of a kernel); the floor is the sum. Caches are not in it: what
 stays in one between two kernels (megabytes of a CIFAR network on a GPU, a chain of residual blocks on the
 CPU) is moved faster than memory moves it, and a step that lives on that may pass its floor.
@@ -10,9 +10,9 @@ CPU) is moved faster than memory moves it, and a step that lives on that may pas
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pcl_fast.build import backbone_of
+from pcl_fast.build import count_operations
 from pcl_fast.config import Config
-from pcl_fast.models.network_operations import NetworkOperations, network_operations
+from pcl_fast.models.network_operations import NetworkOperations
 from pcl_fast.models.operations import Operation
 from pcl_fast.objectives import make_objective
 from pcl_fast.profile.ceilings import Ceilings
@@ -55,7 +55,7 @@ class StepWork:
 
     @property
     def flops(self) -> int:
-        """Of a step: forward, both gradients, the mean teachers' forward."""
+        """Of a step: forward, both gradients, the teachers' forward."""
         teacher = self.teacher != "none"
         of_image = self.network.step_flops(self.num_views, self.num_peers, self.ensemble, teacher)
         return self.batch_size * of_image
@@ -107,7 +107,11 @@ class StepWork:
 
     def _teachers(self, tier: Tier, trunk: Trunk) -> list[Kernel]:
         if self.teacher == "none":
-            return []
+            return [
+                self._kernel(each, self.batch_size, 1)
+                for operation in self.network.trained_teacher
+                for each in forward(operation, tier, self.width, statistics=False)
+            ]
         statistics = self.teacher == "train"
         return [
             self._kernel(each, rows, times)
@@ -131,12 +135,9 @@ class StepWork:
 def step_work(config: Config) -> StepWork:
     """What a step of a resolved configuration has to do; builds one plain network on the CPU."""
     objective = make_objective(config)
-    backbone = backbone_of(config, objective)
     own = config.pcl.ema_bn == "own"
     return StepWork(
-        network=network_operations(
-            backbone, config.data.classes, config.data.pixels, objective.num_peers, objective.make_head
-        ),
+        network=count_operations(config, objective),
         batch_size=config.train.batch_size,
         num_views=objective.num_views,
         num_peers=objective.num_peers,

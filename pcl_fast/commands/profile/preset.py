@@ -83,6 +83,9 @@ def main(words: Sequence[str]) -> None:
     chosen, options = choose_with("profile", _long_names(words), ProfileOptions())
     console, head = Console(), machine()
     configs = {run.method: run for run, _ in chosen.runs}
+    teacher = chosen.runs[-1][0].kd.teacher
+    if "kd" in configs and (teacher is None or not teacher.exists()):
+        raise ConfigError("--method kd: a step needs its teacher; give --kd.teacher, the folder of its run")
     for config in configs.values():
         for name in options.names(config):
             variant_config(name, config)  # which are unknown is said before anything is measured
