@@ -9,9 +9,8 @@ from torch import Tensor
 from pcl_fast.config import KdclConfig
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.combination import best_weights
 from pcl_fast.objectives.pcl import ensemble_distillation
-
-ROUNDS = 64  # of the search for the best combination
 
 
 class Kdcl(Objective):
@@ -56,19 +55,9 @@ def minlogit_target(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def linear_target(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
-    """For each image the convex combination of the networks' logits with the lowest cross-entropy: [B, C].
-
-    The weights are found by exponentiated gradients, so many rounds for all images at once.
-    """
-    z_VBC = logits_VBC - logits_VBC.gather(-1, _of_labels(logits_VBC, labels_B))  # the loss is logsumexp
-    reach_B = (z_VBC.amax(0) - z_VBC.amin(0)).amax(-1).clamp(min=1e-6)  # no derivative is larger
-    log_weights_VB = torch.zeros_like(z_VBC[..., 0])
-    for number in range(1, ROUNDS + 1):
-        weights_VB = F.softmax(log_weights_VB, dim=0)
-        p_BC = F.softmax((weights_VB[..., None] * z_VBC).sum(0), dim=-1)
-        slope_VB = (z_VBC * p_BC).sum(-1)
-        log_weights_VB = log_weights_VB - (4 / number**0.5) * slope_VB / reach_B
-    return (F.softmax(log_weights_VB, dim=0)[..., None] * logits_VBC).sum(0)
+    """For each image the convex combination of the networks' logits with the lowest cross-entropy: [B, C]."""
+    weights_BV = best_weights(logits_VBC, labels_B).to(logits_VBC.dtype)
+    return (weights_BV.t()[..., None] * logits_VBC).sum(0)
 
 
 def _of_labels(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:

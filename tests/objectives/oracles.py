@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pcl_fast.config import PclConfig
 from pcl_fast.contract import PeerOutputs
+from pcl_fast.objectives.base import Objective
 from pcl_fast.objectives.pcl import Pcl
 
 Matrix = NDArray[np.float64]
@@ -57,3 +58,45 @@ def terms_of(options: PclConfig, z: Tensor, z_t: Tensor, q: Tensor, weight: floa
 def of_kind(kind: str, terms: dict[str, Tensor]) -> list[float]:
     """The terms `ce`, `pe` or `pm` of all peers, in their order."""
     return [value.item() for name, value in terms.items() if name.startswith(f"{kind}/peer")]
+
+
+Terms = dict[str, Tensor]
+
+
+def named_terms(objective: Objective, outputs: PeerOutputs, labels: Tensor, weight: float = 0.5) -> Terms:
+    """Any method's loss term by term, by name, of a method without mean teachers."""
+    values = objective.terms(outputs, None, labels, weight)
+    return dict(zip(objective.term_names, values, strict=True))
+
+
+def check_terms(found: Terms, expected: dict[str, float], rtol: float = 1e-10) -> None:
+    """The same names in the same order, and the same values."""
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert math.isclose(found[name].item(), value, rel_tol=rtol, abs_tol=1e-12), name
+
+
+def hard_terms(z: Tensor, labels: Tensor) -> dict[str, float]:
+    """Cross-entropies of all peers z [V, B, C], by name."""
+    return {f"ce/peer{j + 1}": cross_entropy(as_numpy(z[j]), labels.tolist()) for j in range(len(z))}
+
+
+def soft_cross_entropy(target: Matrix, student: Matrix, temperature: float) -> float:
+    """-sum p_target^T log p_student^T, averaged over the batch."""
+    p, q, total = softened(target, temperature), softened(student, temperature), 0.0
+    for image in range(len(p)):
+        for label in range(p.shape[1]):
+            total -= p[image, label] * math.log(q[image, label])
+    return total / len(p)
+
+
+def softened_gradient(target: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """d KL(p_target^T || p_student^T) / d student = (p_student^T - p_target^T) / (T B), target detached."""
+    difference = (student / temperature).softmax(-1) - (target / temperature).softmax(-1)
+    return difference.detach() / (temperature * student.shape[-2])
+
+
+def hard_gradient(student: Tensor, labels: Tensor) -> Tensor:
+    """d CE(student, y) / d student = (p - one-hot(y)) / B."""
+    hot = torch.nn.functional.one_hot(labels, student.shape[-1])
+    return (student.softmax(-1) - hot).detach() / student.shape[-2]
