@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from pcl_fast import atomic
-from pcl_fast.errors import ConfigError
+from pcl_fast.errors import ConfigError, FolderInUse
 
 CONTENT = {"progress", "state"}  # the keys of every checkpoint
 KEEP = 2  # complete checkpoints kept, so that a damaged newest one costs one interval only
@@ -158,7 +158,7 @@ def save_model(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) ->
 
 
 class RunLock:
-    """Holds a run folder for this process; ConfigError naming the holder if another one has it."""
+    """Holds a run folder for this process; FolderInUse naming the holder if another one has it."""
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ class RunLock:
             holder = self._file.read().strip() or "another process"
             self._file.close()
             fix = "wait for it, or use another --run-dir"
-            raise ConfigError(f"{run_dir}: in use by {holder}; {fix}") from None
+            raise FolderInUse(f"{run_dir}: in use by {holder}; {fix}") from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()

@@ -20,6 +20,7 @@ COMMANDS = {
     "fetch": "get CIFAR-10 or CIFAR-100",
     "convert": "make a .beton file of ImageNet, of a folder of images, or of CIFAR",
     "verify": "check a .beton file: every checksum, every image",
+    "reproduce": "the paper's tables: every method, network and seed, beside what was reported",
     "config": "what a preset would do: settings, steps, parameters, FLOPs",
     "plan": "what a preset is expected to take on several GPUs: time, cores, memory, network",
     "profile": "speed of a preset's training; `profile data FILE`: of the loaders; `profile gpu`: of a GPU",

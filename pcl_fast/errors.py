@@ -23,6 +23,10 @@ class ConfigError(PclError, ValueError):
     exit_code = 2
 
 
+class FolderInUse(ConfigError):
+    """A run folder that another process trains in."""
+
+
 class DataError(PclError):
     """A data set that is missing, damaged or not what it claims to be."""
 

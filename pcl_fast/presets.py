@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from pcl_fast.config import Config, DataConfig, DatasetName, OptimConfig, PclConfig, TrainConfig
+from pcl_fast.config import TRAIN_IMAGES, Config, DataConfig, DatasetName, OptimConfig, PclConfig, TrainConfig
 from pcl_fast.errors import ConfigError, did_you_mean
 
 Method = Literal["pcl", "vanilla"]
@@ -119,16 +119,23 @@ def _imagenet(model: str, batch: int = 256, warmup: float = 0.0) -> Config:
     )
 
 
-def _short(model: str, epochs: int, images: int) -> Config:
-    """The CIFAR recipe squeezed into few epochs: milestones, ramp-up and EMA keep their share of the run."""
-    steps = epochs * (images // 128)
-    config = _cifar("cifar10", model)
+def shortened(config: Config, epochs: int, images: int | None = None) -> Config:
+    """A recipe squeezed into few epochs, on the first `images` only if given.
+
+    Milestones and ramp-up keep their share of the run, and so does the horizon of the EMA.
+    """
+    available = images or TRAIN_IMAGES[config.data.dataset]
+    steps = epochs * (available // config.train.batch_size)
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, subset=images),
         pcl=dataclasses.replace(config.pcl, ema_decay=round(1 - 1 / (EMA_HORIZON_SHARE * steps), 4)),
         train=dataclasses.replace(config.train, epochs=epochs, log_every=10),
     )
+
+
+def _short(model: str, epochs: int, images: int) -> Config:
+    return shortened(_cifar("cifar10", model), epochs, images)
 
 
 @_comparison(
