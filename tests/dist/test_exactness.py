@@ -25,7 +25,7 @@ from tests.dist.ranks import run_ranks
 IMAGES, EPOCHS = 21, 4  # of three steps: 8, 8 and 5 images
 CASES: dict[str, dict[str, Any]] = {
     "sync-own": {"pcl": {"num_peers": 3}},
-    "sync-ema": {"pcl": {"num_peers": 2, "ema_bn": "ema"}},
+    "sync-ema": {"pcl": {"num_peers": 3, "ema_bn": "ema"}},
     "sync-vanilla": {"method": "vanilla"},
     "frozen-own": {"pcl": {"num_peers": 2}},
     "frozen-vanilla": {"method": "vanilla"},
