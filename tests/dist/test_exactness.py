@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "local": {"pcl": {"num_peers": 2}},
 }
 ON_RANKS = {1: ["local"], 2: [*CASES][:-1], 4: ["sync-own", "frozen-vanilla"]}
-CLOSE = 1e-12
+CLOSE = 1e-11  # 7e-13 was seen: rounding grows from step to step
 
 
 @dataclass(frozen=True)
