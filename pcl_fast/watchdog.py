@@ -127,7 +127,8 @@ class Watchdog(threading.Thread):
         while self._failure is None and time.monotonic() < deadline:
             self._ask(self._hear)
             time.sleep(INTERVAL / 5)
-        return self._loss() if self._failure else f"{self._loss()} ({str(error).strip().splitlines()[0]})"
+        told = str(error).strip().splitlines()[0].split(". This is")[0]  # gloo goes on with good wishes
+        return self._loss() if self._failure else f"{self._loss()} ({told.split('] ', 1)[-1]})"
 
     def _end_by_itself(self) -> None:
         """Take the time that this needs for no hang."""

@@ -77,17 +77,10 @@ def test_a_number_of_ranks_that_is_not_there(photos: Path, tmp_path: Path) -> No
     assert outcomes[1].err == ""
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "told"),
-    [(["--optim.lrr", "1"], 2, "--optim.lr"), (["--data.val", "nowhere.beton"], 3, "nowhere.beton")],
-)
-def test_what_each_rank_meets_before_it_meets_the_others(
-    photos: Path, tmp_path: Path, words: list[str], code: int, told: str
-) -> None:
+def test_what_each_rank_meets_before_it_meets_the_others(photos: Path, tmp_path: Path) -> None:
     """Each says so for itself: it may be its machine's fault only."""
-    outcomes = run(tmp_path, training(photos, tmp_path / "run", *words))
-    assert codes(outcomes) == [code, code], said(outcomes)
+    outcomes = run(tmp_path, training(photos, tmp_path / "run", "--data.val", "nowhere.beton"))
+    assert codes(outcomes) == [3, 3], said(outcomes)
     for rank, outcome in enumerate(outcomes):
-        assert outcome.err.startswith(f"pcl-fast: rank {rank}: error: ")
-        assert told in outcome.err
+        assert outcome.err.startswith(f"pcl-fast: rank {rank}: error: nowhere.beton cannot be opened")
         assert outcome.err.count("\n") == 1
