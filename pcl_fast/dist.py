@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor
-from torch.distributed import Store
 
 from pcl_fast.errors import ConfigError, PclError
+from pcl_fast.rendezvous import PeerLost, meet
 from pcl_fast.signals import StopSignal
 from pcl_fast.watchdog import Watchdog
 
@@ -175,27 +175,11 @@ class World:
 ALONE = World()
 
 
-class PeerLost(PclError):
-    """Another rank has failed or is gone, and this one cannot go on without it."""
-
-
 def _tried(work: Callable[[], Result]) -> tuple[Result | None, PclError | None]:
     try:
         return work(), None
     except PclError as error:
         return None, error
-
-
-def _meet(place: Place, limit: datetime.timedelta) -> Store:
-    """The store that all know, held by torchrun, else by the first rank; PeerLost if not all come."""
-    try:
-        return next(torch_dist.rendezvous("env://", timeout=limit))[0]
-    except torch_dist.DistError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise PeerLost(
-            f"rank {place.rank} has not met the others at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} ({reason}); start all {place.size} ranks with torchrun"
-        ) from None
 
 
 @contextlib.contextmanager
@@ -214,8 +198,8 @@ def joined(device: torch.device, timeout: float) -> Generator[World]:
     if device.type == "cuda":
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    store = _meet(place, limit)
-    watchdog = Watchdog(store.clone(), place.rank, place.size, timeout)  # a store serves one thread
+    store, another = meet(place.rank, place.size, timeout)
+    watchdog = Watchdog(another, place.rank, place.size, timeout)
     watchdog.start()
     world = World(place, watchdog)
     try:

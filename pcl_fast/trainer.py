@@ -90,9 +90,9 @@ class Trainer:
                 self._close_epoch(self.progress.epochs_closed)
             self._serve_stop()  # a signal during the last save is not lost on the next run
         except DivergedError as error:
+            self._close(error)  # after which a save that was under way counts
             known = DivergedError(f"{error}. {self.keeper.newest()}")
             known.told_elsewhere = not self.world.is_first
-            self._close(known)
             raise known from None
         except BaseException as error:
             self._close(error.__context__ or error if isinstance(error, GeneratorExit) else error)

@@ -33,7 +33,7 @@ def main(words: Sequence[str]) -> None:
     first = chosen.runs[0][0]
     with joined(torch.device(first.device), first.dist.timeout) as world, StopSignal() as stop:
         world.pass_on(stop)
-        _check_ranks(chosen, world)
+        world.on_all(lambda: _check_ranks(chosen, world))
         console = Console(quiet=not world.is_first)
         for runs in _groups(chosen):
             train(runs, console, world, stop)

@@ -25,14 +25,14 @@ from tests.dist.ranks import run_ranks
 IMAGES, EPOCHS = 21, 4  # of three steps: 8, 8 and 5 images
 CASES: dict[str, dict[str, Any]] = {
     "sync-own": {"pcl": {"num_peers": 3}},
-    "sync-ema": {"pcl": {"num_peers": 2, "ema_bn": "ema"}},
+    "sync-ema": {"pcl": {"num_peers": 3, "ema_bn": "ema"}},
     "sync-vanilla": {"method": "vanilla"},
     "frozen-own": {"pcl": {"num_peers": 2}},
     "frozen-vanilla": {"method": "vanilla"},
     "local": {"pcl": {"num_peers": 2}},
 }
 ON_RANKS = {1: ["local"], 2: [*CASES][:-1], 4: ["sync-own", "frozen-vanilla"]}
-CLOSE = 1e-12
+CLOSE = 1e-11  # 7e-13 was seen: rounding grows from step to step
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pcl_fast.contract import ViewBatch
 from tests.datasets_prep.pictures import convert_folder, write_folder
 from tests.dist.ranks import Outcome, Ranks, command, started
 
@@ -87,6 +88,22 @@ def fail_by(error: Exception) -> None:
 def sleep(seconds: float) -> None:
     """A hang that ends."""
     time.sleep(seconds)
+
+
+def poison_batch(number: int) -> None:
+    """From now on, the batch of this number (from 1, within this process) has a view with a NaN in it."""
+    from pcl_fast.step.feed import HostFeed
+
+    take, left = HostFeed.take, [number]
+
+    def poisoned(feed: HostFeed) -> ViewBatch:
+        batch = take(feed)
+        left[0] -= 1
+        if left[0] == 0:
+            batch.views_VBCHW[1, 0, 0, 3, 3] = float("nan")
+        return batch
+
+    HostFeed.take = poisoned  # type: ignore[method-assign]
 
 
 def faulty(words: Sequence[str], faults: Sequence[Fault]) -> None:
