@@ -95,6 +95,12 @@ class OneConfig(BranchesConfig):
 class OkddipConfig(BranchesConfig):
     """Online knowledge distillation with diverse peers: NUM_PEERS of them, and a leader."""
 
+    def __post_init__(self) -> None:
+        """Validate."""
+        BranchesConfig.__post_init__(self)
+        most, peers = MAX_PEERS - 1, self.num_peers
+        require(peers <= most, "okddip.num-peers", peers, f"give 2 to {most}, as the leader is one more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FflConfig(BranchesConfig):

@@ -13,12 +13,13 @@ PASSING = 4
 def weight_bytes(work: StepWork, travelling: int) -> int:
     """Weights, gradients, momentum, averages in float32, their narrow copies, and gradients that travel.
 
-    `travelling`: bytes of each of those, 0 if they travel as they are. What aligns each weight to 256 bytes
+    And those of a trained teacher. `travelling`: bytes of each travelling gradient, 0 if they travel as they
+    are. What aligns each weight to 256 bytes
     is left out.
     """
     averaged, copies = work.teacher != "none", work.width < FLOAT32
     each = FLOAT32 * (3 + averaged) + work.width * copies * (1 + averaged) + travelling
-    return each * work.parameters
+    return each * work.parameters + FLOAT32 * sum(one.parameters for one in work.network.trained_teacher)
 
 
 def activation_bytes(work: StepWork) -> int:

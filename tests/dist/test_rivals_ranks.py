@@ -1,0 +1,74 @@
+"""The rivals on two ranks: what one process does with the whole batch, and the same bits on both."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pcl_fast.dist import ALONE, World, joined
+from tests.dist.parts import CPU, config_of
+from tests.dist.ranks import run_ranks
+from tests.dist.runs import train_rank
+from tests.dist.test_exactness import Course, Courses, assert_close, course
+from tests.tiny import newest_checkpoint
+
+# A head with a norm of one pixel, one with two of maps, one without; gradients scaled at the split; views.
+RIVALS: dict[str, dict[str, Any]] = {
+    "dml": {"dml": {"num_peers": 2}},
+    "cl": {"cl": {"num_heads": 2}},
+    "one": {"one": {"num_peers": 2}},
+    "okddip": {"okddip": {"num_peers": 2}},
+    "ffl": {"ffl": {"num_peers": 2, "fusion_weight_decay": 0.01}},
+    "kdcl": {"kdcl": {"num_peers": 2}},
+}
+
+
+def course_of(method: str, world: World) -> Course:
+    """In float64, with BatchNorm over all ranks."""
+    return course("sync-own", world, method=method, **RIVALS[method])
+
+
+def courses() -> Courses:
+    """On a rank."""
+    with joined(CPU, 60) as world:
+        return {method: course_of(method, world) for method in RIVALS}
+
+
+@pytest.fixture(scope="module")
+def by_rank(tmp_path_factory: pytest.TempPathFactory) -> list[Courses]:
+    """The courses of both ranks, by the method."""
+    return run_ranks(tmp_path_factory.mktemp("ranks"), 2, courses)
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_two_ranks_do_what_one_process_does(method: str, by_rank: list[Courses]) -> None:
+    expected, found = course_of(method, ALONE), by_rank[0][method]
+    assert expected.state.keys() == found.state.keys()
+    for entry, tensor in expected.state.items():
+        assert_close(found.state[entry], tensor, entry)
+    rows = torch.tensor([found.measured_GM, expected.measured_GM], dtype=torch.float64)
+    for number, (one, other) in enumerate(zip(*rows.mT, strict=True)):
+        assert_close(one, other, f"measured {number}")
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_both_have_the_same_bits_after_every_step(method: str, by_rank: list[Courses]) -> None:
+    first, second = (rank[method] for rank in by_rank)
+    assert len(set(first.digests_G)) == 12, "every step changes something"
+    assert first.digests_G == second.digests_G
+    assert first.measured_GM == second.measured_GM
+
+
+def test_the_gate_s_statistics_are_those_of_the_ranks_together(tmp_path: Path) -> None:
+    """By the trainer, each rank with BatchNorm of its own batches, and with that of all: another run."""
+    ends: list[torch.Tensor] = []
+    for name, sync in (("local", False), ("sync", True)):
+        chosen = config_of(2, method="one", one={"num_peers": 2}, sync_bn=sync)
+        found = run_ranks(tmp_path / f"{name} ranks", 2, train_rank, [tmp_path / name, chosen])
+        assert found[0] == found[1]
+        assert found[0]["accuracies"].keys() == {"peer1", "peer2", "ensemble"}
+        network = newest_checkpoint(tmp_path / name)["state"]["network"]
+        ends.append(network["ensemble.norm.running_var"])
+        assert network["ensemble.norm.num_batches_tracked"] == found[0]["steps"]
+    assert not torch.equal(*ends)
