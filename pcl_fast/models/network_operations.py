@@ -111,16 +111,17 @@ def _head(
 ) -> tuple[Operation, ...]:
     """A head's operations, given the trunk's output for an image, and the numbers of peers and classes."""
     num_peers, num_classes = sizes
-    map_shape = last_map(split.body, trunk_map).meta["tensor_meta"].shape
+    node = last_map(split.body, trunk_map)
+    last = torch.Size() if node is None else node.meta["tensor_meta"].shape[1:]
     shapes = HeadShapes(
         num_peers=num_peers,
         num_classes=num_classes,
         feature_dim=split.feature_dim,
-        trunk_channels=trunk_map.shape[1],
-        map_channels=map_shape[1],
+        trunk_channels=trunk_map.shape[1] if trunk_map.ndim == 4 else 0,
+        map_channels=0 if node is None else last[0],
     )
     head = make(shapes)
-    each = [map_shape[1:]] * head.wants_maps + [(split.feature_dim,), (num_classes,)]
+    each = [last] * head.wants_maps + [(split.feature_dim,), (num_classes,)]
     opened = _OpenedHead(head, [trunk_map.shape[1:], *(shape for shape in each for _ in range(num_peers))])
     x = torch.zeros(1, sum(opened.sizes))
     try:

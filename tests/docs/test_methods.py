@@ -1,4 +1,4 @@
-"""docs/methods.md: its method of one's own is trained as it stands there, its table of costs is up to date."""
+"""docs/methods.md: its method of one's own is trained as it stands there, its costs are up to date."""
 
 import dataclasses
 import json

@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_forward_loss_and_update_stay_on_the_device(
     case: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = case.split()[0]
+    method = case.split(maxsplit=1)[0]
     usual = test_fake_cuda.tiny_config
 
     def changed(*args: Any, **pcl: Any) -> Config:
