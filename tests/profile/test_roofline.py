@@ -249,3 +249,55 @@ def test_a_configuration_s_step() -> None:
     assert (other.num_views, other.num_peers, other.teacher) == (1, 4, "eval")
     float32 = resolve(Config(device="cpu", model="resnet8", amp=type(config.amp)(dtype="float32")))
     assert step_work(float32).width == 4
+
+
+def test_a_head_s_kernels_by_hand() -> None:
+    """A product and its norm in the place of the linear classifier: once, for the images of a batch."""
+    product = Operation(kind="product", flops=50, read=10, written=6, parameters=7)
+    norm = Operation(kind="norm", read=6, written=6, parameters=3)
+    work = tiny()
+    headed = dataclasses.replace(work, network=dataclasses.replace(work.network, head=(product, norm)))
+    assert headed.parameters == 7 + 20 + 10
+    assert headed.flops - work.flops == 3 * 3 * (50 - 128)
+    fewer, more = as_pairs(work, "fused"), as_pairs(headed, "fused")
+    assert more[:9] == fewer[:9]
+    assert more[9:16] == [
+        (150, 6 * 16 + 14, 1, 1),
+        (150, 6 * 16 + 28, 1, 1),  # the gradient of its weights
+        (150, 6 * 16 + 14, 1, 1),
+        (0, 6 * 6, 1, 1),  # statistics
+        (0, 6 * 12, 1, 1),
+        (0, 6 * 12, 1, 1),
+        (0, 6 * 18, 1, 1),
+    ]
+    assert more[16:-1] == fewer[12:-1]
+
+
+def test_a_trained_teacher_is_run_and_not_averaged() -> None:
+    told = Operation(kind="product", flops=90, read=8, written=4, parameters=40)
+    alone = tiny(num_views=1, num_peers=1, ensemble=False, teacher="none")
+    taught = dataclasses.replace(alone, network=dataclasses.replace(alone.network, trained_teacher=(told,)))
+    assert taught.flops - alone.flops == 3 * 90
+    assert taught.parameters == alone.parameters
+    assert taught.update("fused") == alone.update("fused")
+    found = as_pairs(taught, "fused")
+    assert [each for each in found if each not in as_pairs(alone, "fused")] == [(270, 3 * 24 + 80, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "over_all"),
+    [
+        ("dml", []),
+        ("one", ["pass", "product", "norm"]),
+        ("okddip", ["product", "product", "product"]),
+        ("ffl", ["concatenation", "product", "norm", "product", "norm", "pass", "product"]),
+    ],
+)
+def test_what_looks_at_all_peers(method: str, over_all: list[str]) -> None:
+    """Operation by operation; what else there is moves logits of a few classes."""
+    config = resolve(Config(device="cpu", model="resnet8", method=method))
+    kinds = [each.kind for each in step_work(config).over_all]
+    left = iter(kinds)
+    assert all(kind in left for kind in over_all), kinds
+    assert kinds.count("product") == over_all.count("product")
+    assert kinds.count("norm") == over_all.count("norm")
