@@ -104,7 +104,8 @@ def _failed(run: Planned, told: Sequence[str]) -> bool:
 
 def _resolved(config: Config, options: ReproduceOptions) -> Config:
     data = dataclasses.replace(config.data, train=options.train, val=options.val)
-    return fit_to_data(resolve(dataclasses.replace(config, data=data, device=options.device)))
+    # One process a run: several that torchrun has started share the table, each on its own GPU.
+    return fit_to_data(resolve(dataclasses.replace(config, data=data, device=options.device, ranks=1)))
 
 
 def _write(options: ReproduceOptions, runs: Sequence[Planned], root: Path) -> list[Line]:
