@@ -141,6 +141,15 @@ def test_a_run_of_another_process_is_left_to_it(tmp_path: Path, capsys: pytest.C
     assert len(lines_of("cifar10", plan_runs(Matrix("cifar10", [], [], [0], "cpu"), tmp_path), True)) == 2
 
 
+def test_processes_that_torchrun_has_started_train_a_run_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (run,) = plan_runs(Matrix("cifar10", [], ["pcl"], [0], "cpu"), tmp_path)
+    assert command._resolved(run.config, options(tmp_path)).ranks == 1
+
+
 def options(root: Path) -> command.ReproduceOptions:
     return command.ReproduceOptions(table="cifar10", out=root)
 
