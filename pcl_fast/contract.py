@@ -75,7 +75,10 @@ class HeadOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShapes:
-    """What a head must know of the network it is for; `map_channels` are those of a peer's last map."""
+    """What a head must know of the network it is for; channels are 0 where it has no map.
+
+    `trunk_channels` are those of the trunk's output, `map_channels` of a peer's last map.
+    """
 
     num_peers: int
     num_classes: int

@@ -5,14 +5,15 @@ from torch import Tensor, fx
 from torch.fx.passes.shape_prop import ShapeProp
 
 
-def last_map(body: fx.GraphModule, map_BCHW: Tensor) -> fx.Node:
-    """The last value in a branch that still has pixels, given an input of the trunk's shape."""
+def last_map(body: fx.GraphModule, map_BCHW: Tensor) -> fx.Node | None:
+    """The last value in a branch that still has pixels, given the trunk's output; None if none has."""
     was_training = body.training
     with torch.no_grad():
         ShapeProp(body.eval()).propagate(map_BCHW)
     body.train(was_training)
     shapes = {node: node.meta["tensor_meta"].shape for node in body.graph.nodes if "tensor_meta" in node.meta}
-    return [node for node, shape in shapes.items() if len(shape) == 4 and shape[2] * shape[3] > 1][-1]
+    maps = [node for node, shape in shapes.items() if len(shape) == 4 and shape[2] * shape[3] > 1]
+    return maps[-1] if maps else None
 
 
 def expose_map(body: fx.GraphModule, node: fx.Node) -> None:

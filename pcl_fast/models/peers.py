@@ -81,14 +81,15 @@ class PeerNetwork(nn.Module):
         with torch.no_grad():
             map_BCHW = self.trunk.eval()(torch.zeros(1, 3, size, size))
         self.trunk.train(was_training)
-        nodes = [last_map(branch, map_BCHW) for branch in self._branches()]
+        found = [last_map(branch, map_BCHW) for branch in self._branches()]
+        nodes = [node for node in found if node is not None]
         head = make(
             HeadShapes(
                 num_peers=self.num_peers,
                 num_classes=self.num_classes,
                 feature_dim=self.feature_dim,
-                trunk_channels=map_BCHW.shape[1],
-                map_channels=nodes[0].meta["tensor_meta"].shape[1],
+                trunk_channels=map_BCHW.shape[1] if map_BCHW.ndim == 4 else 0,
+                map_channels=nodes[0].meta["tensor_meta"].shape[1] if nodes else 0,
             )
         )
         if head.wants_maps:

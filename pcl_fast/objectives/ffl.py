@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pcl_fast.config import FflConfig
 from pcl_fast.contract import HeadOutputs, HeadShapes, PeerHead, PeerOutputs, PeerParts
+from pcl_fast.errors import ConfigError
 from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
 from pcl_fast.objectives.pcl import ensemble_distillation
 
@@ -20,6 +21,11 @@ class Fusion(PeerHead):
 
     def __init__(self, shapes: HeadShapes) -> None:
         super().__init__()
+        if not shapes.map_channels:
+            raise ConfigError(
+                "--method ffl: it fuses maps [B, C, H, W], and the branches make none; "
+                "give an earlier --split, or another --model"
+            )
         wide, channels = shapes.num_peers * shapes.map_channels, shapes.map_channels
         self.depthwise = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False)
         self.norm1 = nn.BatchNorm2d(wide)

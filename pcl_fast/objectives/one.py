@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pcl_fast.config import OneConfig
 from pcl_fast.contract import HeadOutputs, HeadShapes, PeerHead, PeerOutputs, PeerParts
+from pcl_fast.errors import ConfigError
 from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
 from pcl_fast.objectives.pcl import ensemble_distillation
 
@@ -15,6 +16,11 @@ class Gate(PeerHead):
 
     def __init__(self, shapes: HeadShapes) -> None:
         super().__init__()
+        if not shapes.trunk_channels:
+            raise ConfigError(
+                "--method one: the gate pools a map [B, C, H, W], and the trunk makes none; "
+                "give a --split where there is one, or another --model"
+            )
         self.score = nn.Linear(shapes.trunk_channels, shapes.num_peers)
         self.norm = nn.BatchNorm2d(shapes.num_peers)  # of maps of one pixel, as those know of other ranks
 
