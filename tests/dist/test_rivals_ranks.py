@@ -1,5 +1,7 @@
 """The rivals on two ranks: what one process does with the whole batch, and the same bits on both."""
 
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from tests.dist.parts import CPU, config_of
 from tests.dist.ranks import run_ranks
 from tests.dist.runs import train_rank
 from tests.dist.test_exactness import Course, Courses, assert_close, course
-from tests.tiny import newest_checkpoint
+from tests.dist.training import STEP, STEPS_PER_EPOCH, Fault, codes, get_signal, run, said, training
+from tests.tiny import assert_same_run, newest_checkpoint
 
 # A head with a norm of one pixel, one with two of maps, one without; gradients scaled at the split; views.
 RIVALS: dict[str, dict[str, Any]] = {
@@ -72,3 +75,20 @@ def test_the_gate_s_statistics_are_those_of_the_ranks_together(tmp_path: Path) -
         ends.append(network["ensemble.norm.running_var"])
         assert network["ensemble.norm.num_batches_tracked"] == found[0]["steps"]
     assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize("words", [["--method", "one", "--sync-bn"], ["--method", "kdcl"]], ids=" ".join)
+def test_a_run_that_was_killed_ends_as_one_that_was_not(
+    words: list[str], photos: Path, tmp_path: Path
+) -> None:
+    """Both ranks, by SIGKILL, in the second epoch; the same command goes on after the first."""
+    straight, killed = (training(photos, tmp_path / name, *words) for name in ("straight", "killed"))
+    outcomes = run(tmp_path / "a", straight)
+    assert codes(outcomes) == [0, 0], said(outcomes)
+    kill = partial(get_signal, signal.SIGKILL)
+    outcomes = run(tmp_path / "b", killed, Fault(0, STEP, kill, 5), Fault(1, STEP, kill, 5))
+    assert codes(outcomes) == [-signal.SIGKILL] * 2, said(outcomes)
+    assert newest_checkpoint(tmp_path / "killed")["progress"]["steps_done"] == STEPS_PER_EPOCH
+    outcomes = run(tmp_path / "c", killed)
+    assert codes(outcomes) == [0, 0], said(outcomes)
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
