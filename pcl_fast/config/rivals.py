@@ -97,9 +97,9 @@ class OkddipConfig(BranchesConfig):
 
     def __post_init__(self) -> None:
         """Validate."""
-        BranchesConfig.__post_init__(self)
         most, peers = MAX_PEERS - 1, self.num_peers
-        require(peers <= most, "okddip.num-peers", peers, f"give 2 to {most}, as the leader is one more")
+        require(2 <= peers <= most, "okddip.num-peers", peers, f"give 2 to {most}, as the leader is one more")
+        BranchesConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)

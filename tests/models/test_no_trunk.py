@@ -1,6 +1,7 @@
 """Peers that share nothing, and what a trunk gets back from its branches."""
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from pcl_fast.build import build_network
 from pcl_fast.config import Config, PclConfig
 from pcl_fast.device import resolve
+from pcl_fast.kernels import conv_norm
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.models.split import NO_TRUNK
 from pcl_fast.models.zoo import OURS, find_backbone
@@ -120,3 +122,30 @@ def test_a_trunk_gets_its_share_of_the_gradient(peers: int, views: int, compiled
         expected = whole[name] / peers if in_trunk else whole[name]
         tolerance = 1e-10 if compiled or (in_trunk and peers == 3) else 0.0
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=1e-4 * tolerance)
+
+
+def operations(result: Tensor) -> Counter[str]:
+    """How often each differentiable operation stands behind a result."""
+    seen, waiting = set(), [result.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return Counter(node.name() for node in seen)
+
+
+@pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))
+@pytest.mark.parametrize("method", ["vanilla", "dml", "kdcl"])
+def test_whole_networks_run_by_our_kernels_alone(method: str) -> None:
+    """As a vanilla one does: the views reach every stem in the layout that its kernel takes."""
+    given = Config(method=method, model="resnet8", device="cpu", channels_last="on")
+    config = resolve(given)
+    objective = make_objective(config)
+    network = build_network(config, objective)
+    views_VBCHW = torch.randn(objective.num_views, 4, 32, 32, 3).permute(0, 1, 4, 2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = operations(network(views_VBCHW).logits_VBC)
+    assert found["_ConvNormActBackward"] == objective.num_peers
+    assert found["_ResidualBlocksBackward"] in range(objective.num_peers, 3 * objective.num_peers + 1)
+    assert not [name for name in found if "Convolution" in name or "BatchNorm" in name]

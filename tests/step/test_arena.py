@@ -114,6 +114,39 @@ def test_three_steps_are_those_of_torchs_sgd_and_of_averages_by_hand(rule: SgdRu
             torch.testing.assert_close(arena.momentum[name], expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=["nesterov", "heavy ball", "plain"])
+def test_some_parts_decay_as_in_groups_of_torchs_sgd(rule: SgdRule) -> None:
+    """More, less and not at all; only what lies under the name, not what begins like it; averages follow."""
+    names, draws = ("head", "header", "tail", "body"), torch.Generator().manual_seed(2)
+    network = nn.ModuleDict({name: nn.Linear(3, 2).double() for name in names})
+    twin, decays = copy.deepcopy(network), {"head": 0.3, "tail": 0.0}
+    groups = [
+        {"params": list(layer.parameters()), "weight_decay": decays.get(name, rule.weight_decay)}
+        for name, layer in twin.items()
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=rule.momentum, nesterov=rule.nesterov)
+    teacher = copy.deepcopy(network)
+    arena = Arena(network, teacher, rule, decays=decays)
+    averages = parameters(twin)
+    for lr, phi in ((0.1, 0.0), (0.05, 0.5), (0.01, 2 / 3)):
+        x = torch.randn(4, 3, generator=draws, dtype=torch.float64)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        torch.stack([layer(x).sin().sum() for layer in twin.values()]).sum().backward()
+        optimizer.step()
+        averages = {n: phi * averages[n] + (1 - phi) * p.detach() for n, p in twin.named_parameters()}
+        arena.differentiate([layer(x).sin().sum() for layer in network.values()], [None] * len(names))
+        before = parameters(network)
+        arena.update(scalar(lr), scalar(phi), GO + 1)
+        assert equal(parameters(network), before), "stopped"
+        arena.differentiate([layer(x).sin().sum() for layer in network.values()], [None] * len(names))
+        arena.update(scalar(lr), scalar(phi), GO)
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(network.get_parameter(name), parameter, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(teacher.get_parameter(name), averages[name], rtol=1e-12, atol=1e-14)
+
+
 def test_the_norm_is_that_of_all_gradients() -> None:
     network = make_network().double()
     arena = Arena(network, None, RULE)
