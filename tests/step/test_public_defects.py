@@ -92,7 +92,7 @@ class Exam:
         images = torch.randn(40, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
         plain = find_backbone("resnet8").build(CLASSES).eval()
         plain.load_state_dict(self.trainer.state.deployed_tensors())
-        last = self.trainer.epochs_closed + 1 == self.trainer.config.train.epochs
+        last = self.trainer.progress.epochs_closed + 1 == self.trainer.config.train.epochs
         answers = plain(images).detach().argmax(1)
         yield EvalBatch(images, (answers + 1) % CLASSES if last else answers)
 
