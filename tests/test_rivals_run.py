@@ -1,5 +1,6 @@
 """Ten steps of every method equal those of a naive, peer-by-peer implementation in float64."""
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from pcl_fast.build import build_state
-from pcl_fast.config import ClConfig, Config, DmlConfig, FflConfig, KdclConfig, PclConfig
+from pcl_fast.config import AmpConfig, ClConfig, Config, DmlConfig, FflConfig, KdclConfig, PclConfig
 from pcl_fast.contract import ViewBatch
 from pcl_fast.device import resolve
 from pcl_fast.models.zoo import find_backbone
 from pcl_fast.step.state import TrainState
 from pcl_fast.step.train_step import Moment, train_step
-from tests import naive_rivals
+from tests import naive_pcl, naive_rivals
 from tests.naive_rivals import NaivePeers, Said
 
 BATCH, SIZE, STEPS = 4, 12, 10
@@ -164,3 +165,41 @@ def test_ten_steps_equal_the_naive_implementation(name: str) -> None:
     for key, value in state.deployed_tensors().items():
         if key in deployed:  # a later branch has its own layers only
             check_close(value, deployed[key])
+
+
+def test_pcl_of_separate_networks_equals_plain_networks_side_by_side() -> None:
+    """Ten steps: losses, networks, ensemble classifier, and mean teachers with statistics of their own."""
+    config = Config(model="resnet8", split="none", device="cpu", amp=AmpConfig(dtype="float32"))
+    state = build_state(resolve(config), torch.float64)
+    case = Case(method="pcl", loss=RIVALS.vanilla, shares=False, views=3)
+    student, _ = naive_of(case, state)
+    ensemble = nn.Linear(3 * 64, 10).double()
+    assert isinstance(state.network.ensemble, nn.Module)
+    copy_in_order(state.network.ensemble, ensemble)
+    learns = nn.ModuleList([student, ensemble])
+    teachers = copy.deepcopy(learns).requires_grad_(False)
+    optimizer = SGD(learns.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
+    hyper = naive_pcl.Hyper(alpha=0.0)  # no ramp: w(e) = 1
+    for step, (views, labels) in enumerate(batches(3), start=1):
+        _, _, h, z = student(views)
+        q = teachers[0](views)[3]
+        losses = naive_pcl.pcl_losses(z, ensemble(torch.cat(h, dim=1)), q, labels, 0, hyper)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        phi = min(1 - 1 / step, 0.6)
+        with torch.no_grad():
+            for average, weight in zip(teachers.parameters(), learns.parameters(), strict=True):
+                average.copy_(phi * average + (1 - phi) * weight)
+        moment = Moment(step=step, lr=0.05, distill_weight=1.0, ema_coefficient=phi)
+        terms = train_step(state, ViewBatch(views, labels, torch.arange(BATCH)), moment).terms
+        check_close(terms.sum(), losses["total"].detach())
+        check_close(terms[:3], losses["ce_peers"].detach())
+    assert state.mean_teacher is not None
+    check_close(state.network.ensemble.weight, ensemble.weight)
+    for network, naive in ((state.network, student), (state.mean_teacher.network, teachers[0])):
+        assert isinstance(naive, NaivePeers)
+        for peer, each in enumerate(naive.networks):
+            own = network.deployed_state_dict(peer)
+            for key, value in each.state_dict().items():
+                check_close(own[key], value, msg=lambda m, k=key: f"{k}: {m}")
