@@ -120,10 +120,7 @@ def _imagenet(model: str, batch: int = 256, warmup: float = 0.0) -> Config:
 
 
 def shortened(config: Config, epochs: int, images: int | None = None) -> Config:
-    """A recipe squeezed into few epochs, on the first `images` only if given.
-
-    Milestones and ramp-up keep their share of the run, and so does the horizon of the EMA.
-    """
+    """A recipe in few epochs (of few images): milestones, ramp-up and EMA keep their share of the run."""
     available = images or TRAIN_IMAGES[config.data.dataset]
     steps = epochs * (available // config.train.batch_size)
     return dataclasses.replace(
@@ -132,10 +129,6 @@ def shortened(config: Config, epochs: int, images: int | None = None) -> Config:
         pcl=dataclasses.replace(config.pcl, ema_decay=round(1 - 1 / (EMA_HORIZON_SHARE * steps), 4)),
         train=dataclasses.replace(config.train, epochs=epochs, log_every=10),
     )
-
-
-def _short(model: str, epochs: int, images: int) -> Config:
-    return shortened(_cifar("cifar10", model), epochs, images)
 
 
 @_comparison(
@@ -147,8 +140,8 @@ def demo() -> Config:
     On a GPU: ResNet-32 on all 50,000, for 30 epochs. Too short for PCL to show its gain for sure.
     """
     if torch.cuda.is_available():
-        return _short("resnet32", epochs=30, images=50_000)
-    config = _short("resnet8", epochs=10, images=10_000)
+        return shortened(_cifar("cifar10", "resnet32"), epochs=30, images=50_000)
+    config = shortened(_cifar("cifar10", "resnet8"), epochs=10, images=10_000)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=2, save_every=2))
 
 
@@ -159,7 +152,7 @@ def gain() -> Config:
     So few images that in 80 epochs the network learns most of them by heart, as it does in the paper's 300
     epochs on 50,000: where it has not, there is little for a teacher to add.
     """
-    config = _short("resnet8", epochs=80, images=5_000)
+    config = shortened(_cifar("cifar10", "resnet8"), epochs=80, images=5_000)
     return dataclasses.replace(config, train=dataclasses.replace(config.train, eval_every=8, save_every=8))
 
 

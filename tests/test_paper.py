@@ -341,7 +341,7 @@ def test_a_step_of_a_thousandth_moves_the_average_under_amp() -> None:
     """Section 3: 1 + 1e-3 is 1 in bfloat16; the average must move nevertheless."""
     state = tiny_state("bfloat16")
     assert state.mean_teacher is not None
-    assert state.network.ensemble is not None
+    assert isinstance(state.network.ensemble, torch.nn.Linear)
     average = teacher_of(state).get_parameter("ensemble.bias")
     with torch.no_grad():
         average.fill_(1)
@@ -419,7 +419,7 @@ def test_pcl_and_pcl_e_are_reported_from_the_mean_teachers() -> None:
     heads = evaluate_state(state, exam)
     network, images = teacher_of(state).eval(), exam.images_BCHW
     features = [branch(network.trunk(images)) for branch in network.branches]
-    assert network.ensemble is not None
+    assert isinstance(network.ensemble, torch.nn.Linear)
     logits = {
         "PCL": network.classifiers[0](features[0]),
         "PCL-E": torch.cat(features, 1) @ network.ensemble.weight.T + network.ensemble.bias,

@@ -43,7 +43,7 @@ def test_the_ensemble_reads_the_concatenated_features():
     assert out.features_VBF.shape == (3, 3, 64)
     assert out.logits_VBC.shape == (3, 3, 10)
     h_BmF = torch.cat(list(out.features_VBF), dim=1)
-    assert network.ensemble is not None
+    assert isinstance(network.ensemble, torch.nn.Linear)
     expected = h_BmF @ network.ensemble.weight.T + network.ensemble.bias
     torch.testing.assert_close(out.ensemble_logits_BC, expected)
     assert PeerNetwork(find_backbone("resnet8"), 10, ensemble=False)(images(1)).ensemble_logits_BC is None
