@@ -98,7 +98,7 @@ def test_a_start_without_an_end_was_killed(log: RunLog) -> None:
     expected = (
         f"the last process (pid {process.pid} on {host}) was killed or crashed after it began at step 40"
     )
-    assert log.previous() == (None if expected is None else HERE + expected)
+    assert log.previous() == expected
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off_by_the_next(log: RunLog) -> None:

@@ -98,7 +98,7 @@ def tiny_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(root: Path, *words: str) -> int:
-    given = ["cifar10", "--budget", "cpu", "--methods", "vanilla,kd,pcl", "--seeds", "0,1"]
+    given = ["cifar10", "--budget", "cpu", "--methods", "vanilla,pcl", "--seeds", "0,1"]
     return main(["reproduce", *given, "--out", str(root), *words])
 
 
@@ -108,24 +108,24 @@ def test_what_is_missing_is_trained_and_the_table_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "--seeds", "0") == 0
-    assert "3 runs, 3 to train" in capsys.readouterr().out
+    assert "2 runs, 2 to train" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/metrics.jsonl")}
     assert run(tmp_path) == 0
-    assert "6 runs, 3 to train" in capsys.readouterr().out
+    assert "4 runs, 2 to train" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before, "what is done stays as it is"
     lines = json.loads((tmp_path / "table.json").read_text())["lines"]
-    assert [line["result"] for line in lines] == ["vanilla", "KD", "PCL", "PCL-E"]
+    assert [line["result"] for line in lines] == ["vanilla", "PCL", "PCL-E"]
     assert all(len(line["top1"]) == 2 and line["paper"] is None for line in lines)
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0][-1] == "over vanilla"
-    assert len(rows) == 5
+    assert len(rows) == 4
     runs = plan_runs(Matrix("cifar10", [], ["vanilla", "pcl"], [0, 1], "cpu"), tmp_path)
     mean = sum((reached(run) or {})["vanilla"] for run in runs if run.variant == "vanilla") / 2
     assert lines[0]["mean"] == pytest.approx(mean)
     assert f"{mean:.2f}" in (tmp_path / "table.md").read_text()
     assert run(tmp_path, "--show") == 0
-    assert "6 runs, 0 to train" in capsys.readouterr().out
+    assert "4 runs, 0 to train" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny_recipe")
