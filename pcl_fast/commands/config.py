@@ -15,7 +15,6 @@ from pcl_fast.config_file import flatten, to_dict
 from pcl_fast.figures import RunFigures, describe_rate, run_figures
 from pcl_fast.objectives import make_objective
 
-STEADY = ("vanilla", "kd", "dml", "cl", "kdcl")  # methods whose losses have one weight throughout
 PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -51,8 +50,9 @@ def figures_table(config: Config, path: Path, figures: RunFigures) -> Table:
         "training FLOPs": f"{short(figures.train_flops_per_image)}FLOPs an image and step, "
         f"{short(figures.total_flops)}FLOPs in all",
     }
-    if config.method not in STEADY:
-        averages = make_objective(config).uses_mean_teacher
+    objective = make_objective(config)
+    if objective.ramps_up:
+        averages = objective.uses_mean_teacher
         rows["distillation"] = (
             f"w rises to {config.pcl.distill_weight:g} over {config.pcl.rampup_epochs:g} epochs"
             + f", EMA coefficient to {config.pcl.ema_decay:g}" * averages

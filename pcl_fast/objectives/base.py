@@ -37,9 +37,10 @@ class Objective(ABC):
 
     `headline` maps the names a method's results are reported under to evaluated heads
     (`peer1`..., `ensemble`, `mean_teacher1`..., `mean_ensemble`). One that `uses_trained_teacher` gets its
-    outputs in the place of the mean teachers'. Unless it `shares_trunk`, each peer is a whole network; what
-    peers send back into the trunk is multiplied with `split_gradient`. The ensemble is a linear classifier
-    over all features, or what `make_head` makes, with `head_weight_decay` if that is given.
+    outputs in the place of the mean teachers'; `ramps_up` says whether it reads w(e). Unless it
+    `shares_trunk`, each peer is a whole network; what peers send back into the trunk is multiplied with
+    `split_gradient`. The ensemble is a linear classifier over all features, or what `make_head` makes, with
+    `head_weight_decay` if that is given.
     """
 
     num_peers: int
@@ -49,6 +50,7 @@ class Objective(ABC):
     deployment: Deployment
     headline: dict[str, str]
     term_names: tuple[str, ...]
+    ramps_up: bool = True
     uses_trained_teacher: bool = False
     shares_trunk: bool = True
     split_gradient: float = 1.0

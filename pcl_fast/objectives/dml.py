@@ -18,6 +18,7 @@ class MutualLearning(Objective):
     num_views = 1
     has_ensemble = False
     uses_mean_teacher = False
+    ramps_up = False
     deployment = Deployment("student", peer=0)
     headline = {"DML": "peer1"}  # noqa: RUF012
 

@@ -16,6 +16,7 @@ class Distillation(Objective):
     num_views = 1
     has_ensemble = False
     uses_mean_teacher = False
+    ramps_up = False
     uses_trained_teacher = True
     deployment = Deployment("student")
     headline = {"KD": "peer1"}  # noqa: RUF012

@@ -22,6 +22,7 @@ class Kdcl(Objective):
 
     has_ensemble = False
     uses_mean_teacher = False
+    ramps_up = False
     deployment = Deployment("student", peer=0)
     headline = {"KDCL": "peer1"}  # noqa: RUF012
 

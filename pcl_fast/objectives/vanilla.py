@@ -13,6 +13,7 @@ class Vanilla(Objective):
     num_views = 1
     has_ensemble = False
     uses_mean_teacher = False
+    ramps_up = False
     deployment = Deployment("student")
     headline = {"vanilla": "peer1"}  # noqa: RUF012
     term_names = ("ce/peer1",)
