@@ -154,7 +154,8 @@ def record_line(record: Record, info: RunInfo) -> str:
         for name, head in info.headline.items()
         if "val" in record
     ]
-    return "  ".join([*parts, f"{record['images_per_second']:,.0f} img/s"])
+    rate = record["images_per_second"]  # none where a process went on from the end of an epoch
+    return "  ".join([*parts, *[f"{rate:,.0f} img/s"] * (rate > 0)])
 
 
 def mean_terms(record: Record) -> dict[str, float]:

@@ -46,6 +46,15 @@ def test_plain_lines_are_whole_and_hold_the_numbers(monkeypatch: pytest.MonkeyPa
     assert "\x1b" not in out.getvalue()
 
 
+def test_an_epoch_without_a_step_of_this_process_has_no_rate() -> None:
+    """A run that goes on from the end of an epoch evaluates it, and trained nothing of it."""
+    sink, out = plain()
+    sink.started(INFO)
+    sink.recorded(make_record("epoch", 0, 10) | {"images_per_second": 0.0})
+    assert "img/s" not in out.getvalue()
+    assert "PCL-E 65.75%  left" in out.getvalue()
+
+
 def test_steps_are_printed_only_after_half_a_minute_of_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     passing = Clock(monkeypatch)
     sink, out = plain()
