@@ -14,12 +14,13 @@ from pcl_fast.commands.compare import report_comparison, report_run
 from pcl_fast.commands.data import opened_data
 from pcl_fast.commands.settings import Chosen, choose
 from pcl_fast.config import Config
+from pcl_fast.config_file import differences
 from pcl_fast.contract import OpenData
 from pcl_fast.dist import ALONE, World, joined
 from pcl_fast.errors import ConfigError
 from pcl_fast.figures import describe_rate
 from pcl_fast.objectives import make_objective
-from pcl_fast.run_folder import RunFolder
+from pcl_fast.run_folder import FREE_SETTINGS, RunFolder
 from pcl_fast.signals import StopSignal
 from pcl_fast.sinks import CurvesSink, JsonlSink, LiveConsole, PlainConsole, Sink
 from pcl_fast.trainer import Trainer, train_together
@@ -34,6 +35,8 @@ def main(words: Sequence[str]) -> None:
     with joined(torch.device(first.device), first.dist.timeout) as world, StopSignal() as stop:
         world.pass_on(stop)
         world.on_all(lambda: _check_ranks(chosen, world))
+        given = world.gather([config for config, _ in chosen.runs])
+        world.on_all(lambda: _check_alike(given))
         console = Console(quiet=not world.is_first)
         for runs in _groups(chosen):
             train(runs, console, world, stop)
@@ -52,6 +55,17 @@ def _check_ranks(chosen: Chosen, world: World) -> None:
         raise ConfigError(
             "--seeds: several seeds side by side are for one rank; give --seed, a run at a time"
         )
+
+
+def _check_alike(given: Sequence[Sequence[Config]]) -> None:
+    """Every rank's runs must be the first one's, but for where its files and its device are."""
+    for rank, configs in enumerate(given):
+        if len(configs) != len(given[0]):
+            raise ConfigError(f"rank {rank} has other runs than rank 0; give all ranks the same command")
+        pairs = zip(given[0], configs, strict=True)
+        changed = [line for first, own in pairs for line in differences(first, own, FREE_SETTINGS)]
+        if changed:
+            raise ConfigError(f"rank {rank} has other settings than rank 0: {'; '.join(changed)}")
 
 
 def _groups(chosen: Chosen) -> list[Runs]:

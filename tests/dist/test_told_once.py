@@ -1,5 +1,6 @@
 """What all ranks meet is told by one of them."""
 
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pcl_fast.run_folder import RunFolder
+from tests.dist.ranks import command, started
 from tests.dist.training import (
     LOADER,
     OPENING,
@@ -84,3 +86,18 @@ def test_what_each_rank_meets_before_it_meets_the_others(photos: Path, tmp_path:
     for rank, outcome in enumerate(outcomes):
         assert outcome.err.startswith(f"pcl-fast: rank {rank}: error: nowhere.beton cannot be opened")
         assert outcome.err.count("\n") == 1
+
+
+def other_words(words: list[str]) -> None:
+    """The command, with a setting of its own on rank 1."""
+    command([*words, "--optim.lr", "0.3"] if os.environ["RANK"] == "1" else words)
+
+
+def test_ranks_with_other_settings_are_refused(photos: Path, tmp_path: Path) -> None:
+    """Before anything is written; what may differ between machines may."""
+    with started(tmp_path, 2, other_words, (training(photos, tmp_path / "run"),)) as ranks:
+        outcomes = ranks.wait(30)
+    assert codes(outcomes) == [2, 2], said(outcomes)
+    (line,) = (outcomes[0].err + outcomes[1].err).splitlines()
+    assert line.endswith("error: rank 1 has other settings than rank 0: optim.lr: 0.1 -> 0.3")
+    assert not (tmp_path / "run").exists()
