@@ -78,6 +78,11 @@ class Objective(ABC):
         return Loss(terms.detach(), count_correct(student, labels_B), (terms.sum(),), (None,))
 
 
+def of_each(kind: str, num_peers: int) -> tuple[str, ...]:
+    """The names of a kind of term, one for each peer: `ce/peer1`, ..."""
+    return tuple(f"{kind}/peer{j + 1}" for j in range(num_peers))
+
+
 def full_precision(logits: Tensor) -> Tensor:
     """Logits in float32 at least: softmaxes and losses are never computed in half precision."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pcl_fast.config import ClConfig
 from pcl_fast.contract import PeerOutputs
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
 
 
 class CollaborativeLearning(Objective):
@@ -26,7 +26,7 @@ class CollaborativeLearning(Objective):
         self.options = options
         self.num_peers = options.num_heads
         self.split_gradient = 1 / options.num_heads
-        self.term_names = tuple(f"{kind}/peer{j + 1}" for kind in ("ce", "cl") for j in range(self.num_peers))
+        self.term_names = (*of_each("ce", self.num_peers), *of_each("cl", self.num_peers))
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor

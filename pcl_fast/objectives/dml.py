@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pcl_fast.config import DmlConfig
 from pcl_fast.contract import PeerOutputs
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
 from pcl_fast.objectives.pcl import mean_teacher_distillation
 
 
@@ -26,7 +26,7 @@ class MutualLearning(Objective):
         self.options = options
         self.num_peers = options.num_peers
         self.shares_trunk = not options.separate
-        self.term_names = tuple(f"{kind}/peer{j + 1}" for kind in ("ce", "ml") for j in range(self.num_peers))
+        self.term_names = (*of_each("ce", self.num_peers), *of_each("ml", self.num_peers))
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor

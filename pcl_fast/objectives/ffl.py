@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pcl_fast.config import FflConfig
 from pcl_fast.contract import HeadOutputs, HeadShapes, PeerHead, PeerOutputs, PeerParts
 from pcl_fast.errors import ConfigError
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
 from pcl_fast.objectives.pcl import ensemble_distillation
 
 
@@ -57,8 +57,8 @@ class FeatureFusion(Objective):
         self.options = options
         self.num_peers = options.num_peers
         self.head_weight_decay = options.fusion_weight_decay
-        each = {kind: [f"{kind}/peer{j + 1}" for j in range(self.num_peers)] for kind in ("ce", "kd")}
-        self.term_names = (*each["ce"], "ce/ensemble", *each["kd"], "kd/ensemble")
+        peers = self.num_peers
+        self.term_names = (*of_each("ce", peers), "ce/ensemble", *of_each("kd", peers), "kd/ensemble")
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pcl_fast.config import KdclConfig
 from pcl_fast.contract import PeerOutputs
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
 from pcl_fast.objectives.combination import best_weights
 from pcl_fast.objectives.pcl import ensemble_distillation
 
@@ -30,7 +30,7 @@ class Kdcl(Objective):
         self.options = options
         self.num_peers = self.num_views = options.num_peers
         self.shares_trunk = not options.separate
-        self.term_names = tuple(f"{kind}/peer{j + 1}" for kind in ("ce", "kd") for j in range(self.num_peers))
+        self.term_names = (*of_each("ce", self.num_peers), *of_each("kd", self.num_peers))
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor

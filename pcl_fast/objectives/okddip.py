@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from pcl_fast.config import OkddipConfig
 from pcl_fast.contract import HeadOutputs, HeadShapes, PeerHead, PeerOutputs, PeerParts
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
+from pcl_fast.objectives.pcl import ensemble_distillation
 
 
 class Attention(PeerHead):
@@ -48,7 +49,7 @@ class DiversePeers(Objective):
         self.num_peers = options.num_peers + 1
         self.deployment = Deployment("student", peer=options.num_peers)
         self.headline = {"OKDDip": f"peer{self.num_peers}", "OKDDip-E": "ensemble"}
-        self.term_names = tuple(f"{kind}/peer{j + 1}" for kind in ("ce", "kd") for j in range(self.num_peers))
+        self.term_names = (*of_each("ce", self.num_peers), *of_each("kd", self.num_peers))
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor
@@ -59,13 +60,5 @@ class DiversePeers(Objective):
         logits_VBC = full_precision(student.logits_VBC)
         mean_BC = full_precision(student.ensemble_logits_BC).detach()
         targets_VBC = torch.cat([full_precision(student.targets_KBC), mean_BC[None]])
-        taught_V = distillation(targets_VBC, logits_VBC, self.options.temperature)
+        taught_V = ensemble_distillation(targets_VBC, logits_VBC, self.options.temperature)
         return torch.cat([peer_cross_entropies(logits_VBC, labels_B), weight * taught_V])
-
-
-def distillation(targets_VBC: Tensor, peers_VBC: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(t_j^T || p_j^T) for every peer j and its own target: [V]."""
-    targets_log_VBC = F.log_softmax(targets_VBC / temperature, dim=-1)
-    peers_log_VBC = F.log_softmax(peers_VBC / temperature, dim=-1)
-    divergence_VBC = targets_log_VBC.exp() * (targets_log_VBC - peers_log_VBC)
-    return temperature**2 * divergence_VBC.sum(-1).mean(-1)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from pcl_fast.config import OneConfig
 from pcl_fast.contract import HeadOutputs, HeadShapes, PeerHead, PeerOutputs, PeerParts
 from pcl_fast.errors import ConfigError
-from pcl_fast.objectives.base import Deployment, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import Deployment, Objective, full_precision, of_each, peer_cross_entropies
 from pcl_fast.objectives.pcl import ensemble_distillation
 
 
@@ -46,8 +46,8 @@ class NativeEnsemble(Objective):
     def __init__(self, options: OneConfig) -> None:
         self.options = options
         self.num_peers = options.num_peers
-        each = {kind: [f"{kind}/peer{j + 1}" for j in range(self.num_peers)] for kind in ("ce", "kd")}
-        self.term_names = (*each["ce"], "ce/ensemble", *each["kd"])
+        peers = self.num_peers
+        self.term_names = (*of_each("ce", peers), "ce/ensemble", *of_each("kd", peers))
 
     def terms(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: float | Tensor

@@ -67,11 +67,14 @@ class Pcl(Objective):
         return Loss(made.terms, made.correct, (student.logits_VBC, ensemble_BC), seeds)
 
 
-def ensemble_distillation(teacher_BC: Tensor, peers_VBC: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(p_t^T || p_j^T) for every peer j: [V] (PCL eq. 3, L_pe without its weight)."""
-    teacher_log_BC = F.log_softmax(teacher_BC / temperature, dim=-1)
+def ensemble_distillation(teacher: Tensor, peers_VBC: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(p_t^T || p_j^T) for every peer j: [V] (PCL eq. 3, L_pe without its weight).
+
+    `teacher`: the logits of one for all peers, [B, C], or of one for each, [V, B, C].
+    """
+    teacher_log = F.log_softmax(teacher / temperature, dim=-1)
     peers_log_VBC = F.log_softmax(peers_VBC / temperature, dim=-1)
-    divergence_VBC = teacher_log_BC.exp() * (teacher_log_BC - peers_log_VBC)
+    divergence_VBC = teacher_log.exp() * (teacher_log - peers_log_VBC)
     return temperature**2 * divergence_VBC.sum(-1).mean(-1)
 
 
