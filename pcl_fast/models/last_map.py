@@ -22,3 +22,13 @@ def expose_map(body: fx.GraphModule, node: fx.Node) -> None:
     output.args = ((output.args[0], node),)
     body.graph.lint()
     body.recompile()
+
+
+def shape_of(node: fx.Node) -> torch.Size:
+    """The shape of a value that `last_map` has found."""
+    return node.meta["tensor_meta"].shape
+
+
+def channels(shape: torch.Size) -> int:
+    """The channels of a map [B, C, H, W]; 0 of what is none."""
+    return shape[1] if len(shape) == 4 else 0

@@ -10,7 +10,7 @@ from torch.fx.proxy import TraceError
 from torch.utils.flop_counter import FlopCounterMode
 
 from pcl_fast.contract import HeadShapes, MakeHead, PeerHead, PeerParts
-from pcl_fast.models.last_map import last_map
+from pcl_fast.models.last_map import channels, last_map, shape_of
 from pcl_fast.models.operations import Operation, operations_of
 from pcl_fast.models.split import SplitNetwork, split_network
 from pcl_fast.models.zoo import Backbone
@@ -112,13 +112,13 @@ def _head(
     """A head's operations, given the trunk's output for an image, and the numbers of peers and classes."""
     num_peers, num_classes = sizes
     node = last_map(split.body, trunk_map)
-    last = torch.Size() if node is None else node.meta["tensor_meta"].shape[1:]
+    last = torch.Size() if node is None else shape_of(node)[1:]
     shapes = HeadShapes(
         num_peers=num_peers,
         num_classes=num_classes,
         feature_dim=split.feature_dim,
-        trunk_channels=trunk_map.shape[1] if trunk_map.ndim == 4 else 0,
-        map_channels=0 if node is None else last[0],
+        trunk_channels=channels(trunk_map.shape),
+        map_channels=0 if node is None else channels(shape_of(node)),
     )
     head = make(shapes)
     each = [last] * head.wants_maps + [(split.feature_dim,), (num_classes,)]

@@ -12,7 +12,7 @@ from pcl_fast.config import MAX_PEERS
 from pcl_fast.contract import HeadOutputs, HeadShapes, MakeHead, PeerHead, PeerOutputs, PeerParts
 from pcl_fast.errors import ConfigError
 from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms, note_calls
-from pcl_fast.models.last_map import expose_map, last_map
+from pcl_fast.models.last_map import channels, expose_map, last_map, shape_of
 from pcl_fast.models.split import split_network
 from pcl_fast.models.view_norm import ViewBatchNorm2d, allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
@@ -88,8 +88,8 @@ class PeerNetwork(nn.Module):
                 num_peers=self.num_peers,
                 num_classes=self.num_classes,
                 feature_dim=self.feature_dim,
-                trunk_channels=map_BCHW.shape[1] if map_BCHW.ndim == 4 else 0,
-                map_channels=nodes[0].meta["tensor_meta"].shape[1] if nodes else 0,
+                trunk_channels=channels(map_BCHW.shape),
+                map_channels=channels(shape_of(nodes[0])) if nodes else 0,
             )
         )
         if head.wants_maps:
