@@ -9,7 +9,15 @@ import tyro
 from rich.console import Console
 
 from pcl_fast.commands.data import fit_to_data
-from pcl_fast.commands.reproduce.planned import Budget, Matrix, Planned, TableName, plan_runs
+from pcl_fast.commands.reproduce.planned import (
+    CPU_EPOCHS,
+    CPU_IMAGES,
+    Budget,
+    Matrix,
+    Planned,
+    TableName,
+    plan_runs,
+)
 from pcl_fast.commands.reproduce.results import Line, as_table, lines_of, reached, write_files
 from pcl_fast.commands.train import train
 from pcl_fast.config import Config
@@ -20,7 +28,7 @@ from pcl_fast.run_folder import RunFolder
 ABOUT = {
     "full": "the paper's schedule",
     "quick": "a fifth of the paper's epochs",
-    "cpu": "ResNet-8, 5,000 images, 60 epochs",
+    "cpu": f"ResNet-8, {CPU_IMAGES:,} images, {CPU_EPOCHS} epochs",
 }
 
 
