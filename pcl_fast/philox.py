@@ -30,6 +30,7 @@ class Stream(IntEnum):
     ORDER = 0
     AUGMENT = 1
     DROPOUT = 2
+    HELD_OUT = 3
 
 
 def philox_torch(
