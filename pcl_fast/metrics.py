@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcl_fast.between_heads import BetweenHeads, between_heads, pair_sums
+from pcl_fast.calibration import calibration_error, calibration_gaps
 from pcl_fast.contract import EvalLoader, PeerOutputs, ended
 from pcl_fast.dist import ALONE, World
 
@@ -75,11 +77,15 @@ class RunningMeans:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """A head on a whole data set: top-1 and top-5 accuracy in percent, mean cross-entropy, images."""
+    """A head on a whole data set: top-1 and top-5 accuracy in percent, mean cross-entropy, images.
+
+    `ece` is the expected calibration error of its top-1 answers, in percent.
+    """
 
     top1: float
     top5: float
     loss: float
+    ece: float
     images: int
 
     def as_dict(self) -> dict[str, float]:
@@ -93,10 +99,15 @@ HeadNames = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What one rank has counted: its images, and for each head top-1 hits, top-5 hits and cross-entropy."""
+    """What one rank has counted: its images, sums for each head, and sums for each pair of them.
+
+    `sums`: top-1 hits, top-5 hits, cross-entropy, then the gaps of calibration; `pairs` [3][H][H], in the
+    order of `sums`. Both are empty without images.
+    """
 
     images: int
     sums: dict[str, list[float]]
+    pairs: list[list[list[float]]]
 
 
 @torch.no_grad()
@@ -109,36 +120,49 @@ def tally_heads(
     peer's head and the name of the ensemble's: `("peer", "ensemble")` gives peer1, ..., ensemble.
     `each_batch` is called before every batch and may raise to stop.
     """
-    sums: dict[str, Tensor] = {}
+    names: list[str] = []
+    sums: list[Tensor] = []
     images = 0
     with ended(iter(loader)) as batches:
         for batch in batches:
             each_batch()
             view_1BCHW = batch.images_BCHW[None]
-            heads = [
-                head for names, predict in networks.items() for head in _named(names, predict(view_1BCHW))
-            ]
-            scores_H3 = _scores(torch.stack([logits_BC for _, logits_BC in heads]).float(), batch.labels_B)
-            for (name, _), score_3 in zip(heads, scores_H3, strict=True):
-                sums[name] = sums[name] + score_3 if name in sums else score_3
+            heads = [head for own, predict in networks.items() for head in _named(own, predict(view_1BCHW))]
+            names = [name for name, _ in heads]
+            counted = _count(torch.stack([logits_BC for _, logits_BC in heads]).float(), batch.labels_B)
+            sums = [one + other for one, other in zip(sums, counted, strict=True)] if sums else [*counted]
             images += len(batch.labels_B)
-    rows: list[list[float]] = torch.stack(list(sums.values())).tolist() if sums else []
-    return Tally(images, dict(zip(sums, rows, strict=True)))
+    rows: list[list[float]] = sums[0].tolist() if sums else []
+    return Tally(images, dict(zip(names, rows, strict=True)), sums[1].tolist() if sums else [])
 
 
 def accuracies(tallies: Sequence[Tally]) -> dict[str, Accuracy]:
     """The accuracy of every head, from what all ranks have counted; counts are exact however they shared."""
-    images = sum(tally.images for tally in tallies)
+    images, totals = _totals(tallies)
+    return {
+        head: Accuracy(
+            100 * top1 / images, 100 * top5 / images, loss / images, calibration_error(gaps, images), images
+        )
+        for head, (top1, top5, loss, *gaps) in totals.items()
+    }
+
+
+def compared(tallies: Sequence[Tally]) -> BetweenHeads | None:
+    """How alike the heads are, from what all ranks have counted; None of one head."""
+    images, totals = _totals(tallies)
+    pairs = torch.tensor([tally.pairs for tally in tallies if tally.images], dtype=torch.float64).sum(0)
+    return between_heads(list(totals), pairs.tolist(), images) if len(totals) > 1 else None
+
+
+def _totals(tallies: Sequence[Tally]) -> tuple[int, dict[str, list[float]]]:
+    """All ranks' images, and each head's sums over them."""
     counted = [tally.sums for tally in tallies if tally.images]
     assert counted, "an evaluation loader yields at least one batch"
     totals = {
-        head: [sum(column) for column in zip(*(sums[head] for sums in counted), strict=True)]
+        head: [sum(column, 0.0) for column in zip(*(sums[head] for sums in counted), strict=True)]
         for head in counted[0]
     }
-    return {
-        head: Accuracy(100 * top1 / images, 100 * top5 / images, loss / images, images)
-        for head, (top1, top5, loss) in totals.items()
-    }
+    return sum(tally.images for tally in tallies), totals
 
 
 def _named(names: HeadNames, outputs: PeerOutputs) -> list[tuple[str, Tensor]]:
@@ -148,10 +172,13 @@ def _named(names: HeadNames, outputs: PeerOutputs) -> list[tuple[str, Tensor]]:
     return heads if ensemble is None else [*heads, (names[1], ensemble)]
 
 
-def _scores(heads_HBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Sums over the batch of top-1 hits, top-5 hits and cross-entropy, for each head: float64 [H, 3]."""
+def _count(heads_HBC: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over a batch, in float64: of each head as in `Tally.sums` [H, 3 + bins], of pairs [3, H, H]."""
     best_HB5 = heads_HBC.topk(min(5, heads_HBC.shape[-1]), dim=-1).indices
     hits_HB5 = best_HB5 == labels_B[:, None]
     losses = F.cross_entropy(heads_HBC.flatten(0, 1), labels_B.repeat(len(heads_HBC)), reduction="none")
     columns = [hits_HB5[..., 0].sum(-1), hits_HB5.any(-1).sum(-1), losses.view(len(heads_HBC), -1).sum(-1)]
-    return torch.stack([column.double() for column in columns], dim=-1)
+    logs_HBC = heads_HBC.double().log_softmax(-1)
+    gaps_HN = calibration_gaps(logs_HBC.amax(-1).exp(), hits_HB5[..., 0])
+    scores = torch.cat([torch.stack([column.double() for column in columns], dim=-1), gaps_HN], dim=-1)
+    return scores, pair_sums(logs_HBC, best_HB5[..., 0])

@@ -116,3 +116,11 @@ class RunFolder:
         while (aside := self.path.with_name(f"{self.path.name}.{number}")).exists():
             number += 1
         self.path.rename(aside)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs directly in it; without any, the folder itself."""
+    if RunFolder(folder).config.is_file():
+        return [folder]
+    runs = sorted(path.parent for path in folder.glob("*/config.json"))
+    return runs or [folder]

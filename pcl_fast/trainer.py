@@ -13,7 +13,7 @@ from pcl_fast.evaluate import tally_state
 from pcl_fast.first_batch import check_views
 from pcl_fast.keeper import Keeper
 from pcl_fast.lockstep import run_together, to_all
-from pcl_fast.metrics import RunningMeans, accuracies
+from pcl_fast.metrics import RunningMeans, Tally, accuracies, compared
 from pcl_fast.out_of_memory import advising
 from pcl_fast.progress import Accuracies, Progress
 from pcl_fast.records import describe, num_measured
@@ -176,8 +176,10 @@ class Trainer:
         rate = means.rate()
         measured: Record = {}
         if last or (epoch + 1) % self.config.train.eval_every == 0:
-            self.progress.accuracies = self._evaluate()
-            measured = {"val": self.accuracies}
+            tallies = self._evaluate()
+            self.progress.accuracies = {head: found.as_dict() for head, found in accuracies(tallies).items()}
+            between = compared(tallies)
+            measured = {"val": self.accuracies} | ({"between": between.as_dict()} if between else {})
         record = {"kind": "epoch"} | self._describe(means, epoch) | measured
         self._write(record | {"images_per_second": rate})
         means.reset()
@@ -187,8 +189,8 @@ class Trainer:
         if last:
             self.keeper.finish()
 
-    def _evaluate(self) -> Accuracies:
-        """The accuracies of all heads; a signal to any rank is served instead, after the batch at hand."""
+    def _evaluate(self) -> list[Tally]:
+        """What all ranks count; a signal to any is served instead, after the batch at hand."""
         try:
             tally = tally_state(self.state, self.data.val, self._leave_evaluation)
         except _Stopped:
@@ -197,7 +199,7 @@ class Trainer:
         whole = [tally for tally in tallies if tally is not None]
         if len(whole) < len(tallies):
             self._serve_stop()
-        return {head: accuracy.as_dict() for head, accuracy in accuracies(whole).items()}
+        return whole
 
     def _leave_evaluation(self) -> None:
         self.world.enter("evaluation", self.steps_done)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pcl_fast import metrics
 from pcl_fast.contract import EvalBatch, PeerOutputs
-from pcl_fast.metrics import RunningMeans, accuracies, tally_heads
+from pcl_fast.metrics import RunningMeans, Tally, accuracies, compared, tally_heads
 
 IMAGES, CLASSES, PEERS = 103, 12, 3
 
@@ -39,14 +39,18 @@ def labels_N() -> Tensor:
     return torch.randint(CLASSES, (IMAGES,))
 
 
-def measure(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> dict[str, metrics.Accuracy]:
+def count(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> Tally:
     def predict(views_VBCHW: Tensor) -> PeerOutputs:
         assert views_VBCHW.shape[0] == 1, "one view, shared by all peers"
         numbers_B = views_VBCHW[0, :, 0, 0, 0].long()
         heads_HBC = logits_HNC[:, numbers_B]
-        return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS] if ensemble else None)
+        return PeerOutputs(heads_HBC[:PEERS], (), heads_HBC[PEERS] if ensemble else None)
 
-    return accuracies([tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))])
+    return tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))
+
+
+def measure(logits_HNC: Tensor, labels_N: Tensor, ensemble: bool = True) -> dict[str, metrics.Accuracy]:
+    return accuracies([count(logits_HNC, labels_N, ensemble)])
 
 
 def by_numpy(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float, float]:
@@ -88,7 +92,7 @@ def test_several_networks_are_measured_in_one_pass(logits_HNC: Tensor, labels_N:
     def predictor(table_HNC: Tensor) -> metrics.Predict:
         def predict(views_VBCHW: Tensor) -> PeerOutputs:
             heads_HBC = table_HNC[:, views_VBCHW[0, :, 0, 0, 0].long()]
-            return PeerOutputs(heads_HBC[:PEERS], heads_HBC[:PEERS], heads_HBC[PEERS])
+            return PeerOutputs(heads_HBC[:PEERS], (), heads_HBC[PEERS])
 
         return predict
 
@@ -103,6 +107,65 @@ def test_several_networks_are_measured_in_one_pass(logits_HNC: Tensor, labels_N:
         *measure(logits_HNC, labels_N).values(),
         *measure(-logits_HNC, labels_N).values(),
     ]
+
+
+def test_confidence_and_pairs_are_measured_over_all_batches(logits_HNC: Tensor, labels_N: Tensor) -> None:
+    tally = count(logits_HNC, labels_N)
+    between = compared([tally])
+    assert between is not None
+    assert between.heads == ("peer1", "peer2", "peer3", "ensemble")
+    logs_HNC = logits_HNC.double().log_softmax(-1)
+    top_HN = logs_HNC.argmax(-1)
+    for i, head in enumerate(accuracies([tally]).values()):
+        confidence_N, hits_N = logs_HNC[i].exp().amax(-1), (top_HN[i] == labels_N).double()
+        bins_N = (15 * confidence_N).ceil()
+        gaps = [(confidence_N - hits_N)[bins_N == number].sum().abs().item() for number in range(1, 16)]
+        assert head.ece == pytest.approx(100 * sum(gaps) / IMAGES, rel=1e-9)
+        for j in range(PEERS + 1):
+            assert between.agreement[i][j] == (top_HN[i] == top_HN[j]).double().mean()
+            kl = torch.nn.functional.kl_div(logs_HNC[j], logs_HNC[i], log_target=True, reduction="batchmean")
+            assert between.kl[i][j] == pytest.approx(kl.item(), rel=1e-9, abs=1e-14)
+            distance = (logs_HNC[i].exp() - logs_HNC[j].exp()).norm(dim=-1).mean()
+            assert between.distance[i][j] == pytest.approx(distance.item(), rel=1e-9, abs=1e-7)
+
+
+def test_ranks_add_up_and_one_without_images_changes_nothing(logits_HNC: Tensor, labels_N: Tensor) -> None:
+    class Part(TableLoader):
+        def __init__(self, kept: slice) -> None:
+            super().__init__(labels_N)
+            self.kept = kept
+
+        def __iter__(self) -> Iterator[EvalBatch]:
+            yield from list(super().__iter__())[self.kept]
+
+    def predict(views_VBCHW: Tensor) -> PeerOutputs:
+        heads_HBC = logits_HNC[:, views_VBCHW[0, :, 0, 0, 0].long()]
+        return PeerOutputs(heads_HBC[:PEERS], (), heads_HBC[PEERS])
+
+    kept = (slice(0, 2), slice(0, 0), slice(2, None))
+    ranks = [tally_heads({("peer", "ensemble"): predict}, Part(each)) for each in kept]
+    assert [rank.images for rank in ranks] == [32, 0, 71]
+    whole = count(logits_HNC, labels_N)
+    for head, found in accuracies(ranks).items():
+        expected = accuracies([whole])[head]
+        assert (found.top1, found.top5, found.images) == (expected.top1, expected.top5, expected.images)
+        assert (found.loss, found.ece) == pytest.approx((expected.loss, expected.ece), rel=1e-12)
+    found, expected = compared(ranks), compared([whole])
+    assert found is not None
+    assert expected is not None
+    assert found.as_dict() == expected.as_dict()
+
+
+def test_a_head_alone_has_no_pairs(labels_N: Tensor) -> None:
+    logits_NC = torch.randn(IMAGES, CLASSES)
+
+    def predict(views_VBCHW: Tensor) -> PeerOutputs:
+        numbers_B = views_VBCHW[0, :, 0, 0, 0].long()
+        return PeerOutputs(logits_NC[None, numbers_B], logits_NC[None, numbers_B], None)
+
+    tally = tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))
+    assert compared([tally]) is None
+    assert list(accuracies([tally])) == ["peer1"]
 
 
 def test_perfect_and_hopeless_predictions(labels_N: Tensor) -> None:
@@ -132,7 +195,7 @@ def test_evaluation_can_be_stopped_before_any_batch(logits_HNC: Tensor, labels_N
 
     def predict(views_VBCHW: Tensor) -> PeerOutputs:
         seen.append(views_VBCHW.shape[1])
-        return PeerOutputs(logits_HNC[:, :16], logits_HNC[:, :16], None)
+        return PeerOutputs(logits_HNC[:, :16], (), None)
 
     with pytest.raises(InterruptedError):
         tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N), stop)

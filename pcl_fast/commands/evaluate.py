@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -16,9 +17,9 @@ from pcl_fast.commands.data import opened_val
 from pcl_fast.config import Backend
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError
-from pcl_fast.evaluate import evaluate_state
-from pcl_fast.metrics import Accuracy
-from pcl_fast.run_folder import RunFolder
+from pcl_fast.evaluate import tally_state
+from pcl_fast.metrics import Accuracy, Tally, accuracies, compared
+from pcl_fast.run_folder import RunFolder, runs_in
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,28 @@ class EvaluateArguments:
     workers: int | None = None
     """Threads or processes that decode; by default one for each core"""
     json: Path | None = None
-    """Write the figures to this file, too"""
+    """Write the figures to this file, and under `between` how alike the heads are: share of equal answers,
+    KL in nats, distance of predictions"""
 
 
 def main(words: Sequence[str]) -> None:
     """Print a table for every run in the folder."""
     arguments = tyro.cli(EvaluateArguments, args=words, prog="pcl-fast evaluate")
     console = Console()
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for path in _runs_in(arguments.run):
-        heads, names = evaluate_run(path, arguments)
+    figures: dict[str, dict[str, Any]] = {}
+    for path in runs_in(arguments.run):
+        tally, names = evaluate_run(path, arguments)
+        heads, between = accuracies([tally]), compared([tally])
         figures[str(path)] = {head: accuracy.as_dict() for head, accuracy in heads.items()}
+        if between is not None:
+            figures[str(path)]["between"] = between.as_dict()
         console.print(accuracy_table(str(path), heads, names))
     if arguments.json is not None:
         atomic.write_text(arguments.json, json.dumps(figures, indent=2) + "\n")
 
 
-def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[dict[str, Accuracy], dict[str, str]]:
-    """Accuracy of each head of a run's newest checkpoint, and the names its results are reported under."""
+def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[Tally, dict[str, str]]:
+    """What the heads of a run's newest checkpoint count, and the names its results are reported under."""
     folder = RunFolder(path)
     config = folder.read_config()
     changes = {name: getattr(arguments, name) for name in ("root", "val", "backend", "workers")}
@@ -68,28 +73,20 @@ def evaluate_run(path: Path, arguments: EvaluateArguments) -> tuple[dict[str, Ac
         raise ConfigError(f"{path}: no checkpoint yet; let the run reach the end of an epoch")
     state.load_state_dict(saved["state"])
     with opened_val(config) as val:
-        return evaluate_state(state, val), state.objective.headline
+        return tally_state(state, val), state.objective.headline
 
 
 def accuracy_table(title: str, heads: dict[str, Accuracy], headline: dict[str, str]) -> Table:
     """A row a head; the heads a method is judged by carry its names."""
     names = {head: name for name, head in headline.items()}
     table = Table(title=title, title_justify="left")
-    for column, justify in (("head", "left"), ("top-1 %", "right"), ("top-5 %", "right"), ("loss", "right")):
-        table.add_column(column, justify=justify)  # pyright: ignore[reportArgumentType]
+    for column in ("head", "top-1 %", "top-5 %", "loss", "ECE %"):
+        table.add_column(column, justify="left" if column == "head" else "right")
     for head, accuracy in heads.items():
         label = f"{head.replace('_', ' ')} = {names[head]}" if head in names else head.replace("_", " ")
         style = "bold" if head in names else None
         cells = (f"{accuracy.top1:.2f}", f"{accuracy.top5:.2f}", f"{accuracy.loss:.4f}")
-        table.add_row(label, *cells, style=style)
+        table.add_row(label, *cells, f"{accuracy.ece:.2f}", style=style)
     images = next(iter(heads.values())).images
     table.caption = f"{images:,} images"
     return table
-
-
-def _runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it is a run, else the runs directly in it."""
-    if RunFolder(folder).config.is_file():
-        return [folder]
-    runs = sorted(path.parent for path in folder.glob("*/config.json"))
-    return runs or [folder]

@@ -3,13 +3,15 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from pcl_fast.build import build_state
 from pcl_fast.contract import ViewBatch
-from pcl_fast.evaluate import evaluate_state
+from pcl_fast.evaluate import tally_state
+from pcl_fast.metrics import accuracies, compared
 from pcl_fast.sinks import Record, read_records
 from pcl_fast.step import device_step
 from pcl_fast.step.state import TrainState
@@ -84,24 +86,35 @@ def test_records_are_means_over_all_ranks_samples(run: tuple[Path, list[dict[str
 
 
 def evaluated_alone(path: Path, shown: int) -> dict[str, Any]:
-    """What one process finds of the last checkpoint."""
+    """What one process finds of the last checkpoint: of every head, and between them."""
     config = config_of(1, train=SHORT)
     state = build_state(config)
     state.load_state_dict(newest_checkpoint(path)["state"])
     loader = data_of(config, 0, shown=shown, count=IMAGES, drop_last=False).val
-    return {head: found.as_dict() for head, found in evaluate_state(state, loader).items()}
+    tally = tally_state(state, loader)
+    between = compared([tally])
+    assert between is not None
+    return {head: found.as_dict() for head, found in accuracies([tally]).items()} | {
+        "between": between.as_dict()
+    }
 
 
 def check_evaluation(path: Path, ranks: list[dict[str, Any]], shown: int) -> None:
     expected = evaluated_alone(path, shown)
+    record, between = list(read_records(path / "metrics.jsonl"))[-1], expected.pop("between")
     assert {"peer1", "ensemble", "mean_teacher2", "mean_ensemble"} < expected.keys()
-    last = list(read_records(path / "metrics.jsonl"))[-1]["val"]
-    for found in (last, *(rank["accuracies"] for rank in ranks)):
+    assert record["between"]["heads"] == between["heads"] == list(expected)
+    assert record["between"]["agreement"] == between["agreement"]
+    for measure in ("kl", "distance"):
+        found, wanted = (np.array(each[measure]) for each in (record["between"], between))
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-9)
+    for found in (record["val"], *(rank["accuracies"] for rank in ranks)):
         assert found.keys() == expected.keys()
         for head, wanted in expected.items():
             for count in ("images", "top1", "top5"):
                 assert found[head][count] == wanted[count], (head, count)
             assert found[head]["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+            assert found[head]["ece"] == pytest.approx(wanted["ece"], rel=1e-4)
             assert found[head]["images"] == shown
 
 
