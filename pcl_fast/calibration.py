@@ -11,7 +11,7 @@ BINS = 15  # Guo et al., 2017
 def calibration_gaps(confidence_HB: Tensor, hits_HB: Tensor) -> Tensor:
     """Right answers minus confidence, summed within each of `BINS` equal bins of confidence.
 
-    Returns float64 [H, BINS]. A bin holds its upper edge, not its lower. Sums of batches and ranks may be added up.
+    Returns float64 [H, BINS], which may be added up over batches and ranks. A bin has its upper edge.
     """
     confidence_HB = confidence_HB.double()
     bins_HB = (confidence_HB * BINS).ceil().clamp(1, BINS)
