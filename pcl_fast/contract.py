@@ -169,14 +169,15 @@ class EvalLoader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OpenData:
-    """A data set opened for a run."""
+    """A data set opened for a run; `held_out` are training images that are never trained on, if any are."""
 
     train: TrainLoader
     val: EvalLoader
+    held_out: EvalLoader | None = None
 
     def close(self) -> None:
         """Close the loaders that can be closed."""
-        for loader in (self.train, self.val):
+        for loader in (self.train, self.val, self.held_out):
             close_if_possible(loader)
 
 

@@ -48,6 +48,7 @@ def run_figures(config: Config, train_images: int | None = None) -> RunFigures:
     """
     objective = make_objective(config)
     images = config.data.subset or train_images or TRAIN_IMAGES[config.data.dataset]
+    images -= config.data.hold_out
     batch = config.global_batch
     steps = images // batch if config.data.drop_last else -(-images // batch)
     network = build_network(config, objective)

@@ -93,13 +93,14 @@ class DaliEvalLoader:
             ConfigError: for options that do not fit them, or without DALI.
         """
         self.source, self.options = _open(path, options), options
-        self.num_samples = len(self.source.labels_N)
+        self._chosen_N = options.chosen(len(self.source.labels_N))
+        self.num_samples = len(self._chosen_N)
         self._work = _work(self.source, options, num_views=1, centre=True)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """Yield every batch once, the last one shorter if need be."""
         options = self.options
-        ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
+        ids = self._chosen_N[share(self.num_samples, options.rank, options.world_size)]
 
         def boxes(sizes_B2: NDArray[np.int64], _: NDArray[np.int64]) -> Boxes[NDArray[np.int64]]:
             return centre_boxes_numpy(sizes_B2, options.image_size, options.resize)

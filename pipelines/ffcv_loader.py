@@ -108,12 +108,13 @@ class FfcvEvalLoader:
         """
         self.options = options
         self._engine = _Engine(path, options, make_views)
-        self.num_samples = len(self._engine.samples.labels_N)
+        self._chosen_N = options.chosen(len(self._engine.samples.labels_N))
+        self.num_samples = len(self._chosen_N)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """Yield every batch once, the last one shorter if need be."""
         options = self.options
-        ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
+        ids = self._chosen_N[share(self.num_samples, options.rank, options.world_size)]
 
         def boxes(sizes_B2: Tensor, _: Tensor) -> Boxes[Tensor]:
             return centre_boxes(sizes_B2, options.image_size, options.resize)

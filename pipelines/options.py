@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pcl_fast.errors import ConfigError
 from pipelines.normalisation import Normalisation
@@ -59,10 +60,16 @@ class ImageEvalOptions(ImageOptions):
     """
 
     resize: int = 256
+    ids: tuple[int, ...] | None = None
+    """Only these samples, in this order."""
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)  # super() does not work in a dataclass with slots
         _require(self.resize >= self.image_size, "resize", self.resize, f"at least {self.image_size}")
+
+    def chosen(self, available: int) -> Tensor:
+        """The samples to serve, of so many: int64, those of all ranks."""
+        return torch.arange(available) if self.ids is None else torch.tensor(self.ids, dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,8 @@ class ImageTrainOptions(ImageOptions):
     """Pages of a file that are shuffled together when `order` is "pages"."""
     subset: int | None = None
     """Only the first so many samples."""
+    hold_out: int = 0
+    """So many of them, drawn by the seed, are never served."""
     scale: tuple[float, float] = (0.08, 1.0)
     """Least and greatest share of the image's area that a crop covers."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -94,6 +103,7 @@ class ImageTrainOptions(ImageOptions):
         _require(0 <= self.seed < 1 << 32, "seed", self.seed, f"from 0 to {(1 << 32) - 1}")
         _require(self.window_pages >= 1, "window of pages", self.window_pages, "at least 1")
         _require(self.subset is None or self.subset >= 1, "subset", self.subset, "at least 1")
+        _require(self.hold_out >= 0, "samples held out", self.hold_out, "0 or more")
         _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "rising shares, 0 to 1")
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", self.ratio, "rising and positive")
         least = min(self.epoch_sizes, default=1)

@@ -47,6 +47,27 @@ def page_order(page_of_N: NDArray[np.integer], window_pages: int, seed: int, epo
     return order_N[torch.argsort(window_N[order_N], stable=True)]
 
 
+def held_out_ids(available: int, hold_out: int, seed: int) -> Tensor:
+    """The samples that are never trained on: `hold_out` of all, drawn by the seed, int64, in rising order.
+
+    Raises:
+        ConfigError: if none would be left.
+    """
+    if hold_out >= available:
+        raise ConfigError(f"--data.hold-out {hold_out}: of {available} training images; hold out fewer")
+    order_N = _shuffle(available, (seed, Stream.HELD_OUT), 0, _SAMPLES, torch.device("cpu"))
+    return order_N[:hold_out].sort().values
+
+
+def kept_ids(available: int, hold_out: int, seed: int) -> Tensor | None:
+    """All other samples, likewise; None for all there are. Raises what `held_out_ids` raises."""
+    if not hold_out:
+        return None
+    is_kept_N = torch.ones(available, dtype=torch.bool)
+    is_kept_N[held_out_ids(available, hold_out, seed)] = False
+    return is_kept_N.nonzero()[:, 0]
+
+
 def steps_per_epoch(num_samples: int, batch_size: int, drop_last: bool) -> int:
     """Batches an epoch: the last, shorter one is left out with `drop_last`."""
     whole, rest = divmod(num_samples, batch_size)
@@ -103,12 +124,14 @@ class EpochPlan:
     """Which samples a rank trains on at each step of each epoch.
 
     `page_of_N` says on which page of its file each sample lies; it is needed for the order "pages".
+    `kept_N` are the samples themselves, where some are held out.
     """
 
     num_samples: int
     steps_per_epoch: int
     options: ImageTrainOptions
     page_of_N: NDArray[np.integer] | None
+    kept_N: Tensor | None = None
 
     @classmethod
     def of(
@@ -117,8 +140,8 @@ class EpochPlan:
         """The plan for a data set of `available` samples, or for `options.subset` of them.
 
         Raises:
-            ConfigError: for a subset or an order that the data set does not have, or for a last batch
-                too short to give every rank a sample.
+            ConfigError: for a subset, images to hold out or an order that the data set does not have, or
+                for a last batch too short to give every rank a sample.
             DataError: if the samples do not fill one batch.
         """
         num_samples = options.subset or available
@@ -128,6 +151,10 @@ class EpochPlan:
             raise ConfigError(
                 "--data.order pages: a folder has no pages; give a .beton file or --data.order shuffled"
             )
+        pages = page_of_N[:num_samples] if page_of_N is not None else None
+        kept_N = kept_ids(num_samples, options.hold_out, options.seed)
+        if kept_N is not None:
+            num_samples, pages = len(kept_N), pages[kept_N.numpy()] if pages is not None else None
         global_batch = options.batch_size * options.world_size
         steps = steps_per_epoch(num_samples, global_batch, options.drop_last)
         check_last_batch(num_samples, global_batch, options.world_size, options.drop_last)
@@ -136,8 +163,7 @@ class EpochPlan:
                 f"{num_samples} training images do not fill one batch of {global_batch}: "
                 "use a smaller --train.batch-size, more images, or keep the last, shorter batch"
             )
-        pages = page_of_N[:num_samples] if page_of_N is not None else None
-        return cls(num_samples, steps, options, pages)
+        return cls(num_samples, steps, options, pages, kept_N)
 
     def batches(self, epoch: int, first_step: int = 0) -> Sequence[Tensor]:
         """The ids of this rank's samples, int64 `[B]`, for each step of an epoch from `first_step` on.
@@ -160,8 +186,10 @@ class EpochPlan:
         options = self.options
         if options.order == "pages":
             assert self.page_of_N is not None
-            return page_order(self.page_of_N, options.window_pages, options.seed, epoch)
-        return epoch_order(self.num_samples, options.seed, epoch, torch.device("cpu"))
+            order_N = page_order(self.page_of_N, options.window_pages, options.seed, epoch)
+        else:
+            order_N = epoch_order(self.num_samples, options.seed, epoch, torch.device("cpu"))
+        return order_N if self.kept_N is None else self.kept_N[order_N]
 
 
 def check_first_step(first_step: int, steps: int) -> None:

@@ -21,10 +21,12 @@ from pipelines.order import (
     check_last_batch,
     check_rank,
     epoch_order,
+    kept_ids,
     rank_order,
     share,
     steps_per_epoch,
 )
+from pipelines.resident_data import check_data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class TrainOptions(EvalOptions):
     seed: int
     drop_last: bool
     dtype: torch.dtype = torch.float32
+    hold_out: int = 0
+    """So many samples, drawn by the seed, are never served."""
 
     def __post_init__(self) -> None:
         EvalOptions.__post_init__(self)  # super() does not work in a dataclass with slots
@@ -89,11 +93,13 @@ class ResidentTrainLoader:
         Raises:
             DataError: for data that is empty, too little for one batch, or not of these types,
                 shapes and classes.
-            ConfigError: for a last batch too short to give every rank a sample.
+            ConfigError: for a last batch too short to give every rank a sample, or if all is held out.
         """
-        check_data(images_NCHW, labels_N, options)
+        check_data(images_NCHW, labels_N, len(options.normalisation.mean), options.num_classes)
         self.options = options
-        self.num_samples = len(images_NCHW)
+        kept_N = kept_ids(len(images_NCHW), options.hold_out, options.seed)
+        self._kept_N = None if kept_N is None else kept_N.to(options.device)
+        self.num_samples = len(images_NCHW) if kept_N is None else len(kept_N)
         global_batch = options.global_batch
         check_last_batch(self.num_samples, global_batch, options.world_size, options.drop_last)
         self.steps_per_epoch = steps_per_epoch(self.num_samples, global_batch, options.drop_last)
@@ -171,6 +177,8 @@ class ResidentTrainLoader:
         options = self.options
         order_N = epoch_order(self.num_samples, options.seed, epoch, options.device)
         order_N = order_N[: self.steps_per_epoch * options.global_batch]
+        if self._kept_N is not None:
+            order_N = self._kept_N[order_N]
         order_N = rank_order(order_N, options.global_batch, options.rank, options.world_size)
         crops = draw_crops(order_N, options.num_views, options.seed, epoch)
         return Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
@@ -202,7 +210,7 @@ class ResidentEvalLoader:
         Raises:
             DataError: for data that is empty or not of these types, shapes and classes.
         """
-        check_data(images_NCHW, labels_N, options)
+        check_data(images_NCHW, labels_N, len(options.normalisation.mean), options.num_classes)
         layout = torch.channels_last if options.channels_last else torch.contiguous_format
         size = (images_NCHW.shape[2], images_NCHW.shape[3])
         self.num_samples = len(images_NCHW)
@@ -217,34 +225,3 @@ class ResidentEvalLoader:
         for begin in range(0, len(self.labels_N), self.batch_size):
             batch = slice(begin, begin + self.batch_size)
             yield EvalBatch(self.normalise(self.images_NCHW[batch]), self.labels_N[batch])
-
-
-def check_data(images_NCHW: Tensor, labels_N: Tensor, options: EvalOptions) -> None:
-    """Refuse a data set that is empty, or whose images or labels are not what the options say.
-
-    Raises:
-        DataError: naming what was found and what is needed.
-    """
-    channels = len(options.normalisation.mean)
-    shape = list(images_NCHW.shape)
-    if images_NCHW.dtype != torch.uint8:
-        raise DataError(f"the images are {images_NCHW.dtype}: they must be torch.uint8, 0 to 255")
-    if images_NCHW.ndim != 4 or shape[1] != channels:
-        raise DataError(f"the images have shape {shape}: it must be [samples, {channels}, height, width]")
-    if shape[0] == 0:
-        raise DataError("the data set is empty: it has no images")
-    if images_NCHW.numel() == 0:
-        raise DataError(f"the images have shape {shape}: they have no pixels")
-    if labels_N.dtype != torch.int64:
-        raise DataError(f"the labels are {labels_N.dtype}: they must be torch.int64")
-    if labels_N.shape != images_NCHW.shape[:1]:
-        raise DataError(
-            f"the labels have shape {list(labels_N.shape)}: it must be [{shape[0]}], one an image"
-        )
-    outside_N = (labels_N < 0) | (labels_N >= options.num_classes)
-    if outside_N.any():
-        where = int(outside_N.nonzero()[0])
-        raise DataError(
-            f"sample {where} has label {int(labels_N[where])}: "
-            f"labels of {options.num_classes} classes are 0 to {options.num_classes - 1}"
-        )

@@ -84,12 +84,13 @@ class TorchEvalLoader:
         """
         self.source, self.options = open_images(path), options
         check_labels(self.source, options.num_classes)
-        self.num_samples = len(self.source.labels_N)
+        self._chosen_N = options.chosen(len(self.source.labels_N))
+        self.num_samples = len(self._chosen_N)
 
     def __iter__(self) -> Iterator[EvalBatch]:
         """Yield every batch once, the last one shorter if need be."""
         options = self.options
-        ids = torch.arange(self.num_samples)[share(self.num_samples, options.rank, options.world_size)]
+        ids = self._chosen_N[share(self.num_samples, options.rank, options.world_size)]
         batches = ids.split(options.batch_size) if len(ids) else ()
         finish = _Finish(options)
         with ended(_load(_EvalImages(self.source, options), batches, options)) as made:

@@ -11,7 +11,9 @@ from pcl_fast.commands import image_data
 from pcl_fast.config import NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES, Config
 from pcl_fast.contract import EvalLoader, OpenData, TrainLoader, close_if_possible
 from pcl_fast.errors import ConfigError
+from pipelines.cutout import with_cutout
 from pipelines.normalisation import NORMALISATIONS
+from pipelines.order import held_out_ids
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 from pipelines.synthetic import SyntheticEvalLoader, SyntheticOptions, SyntheticTrainLoader
 
@@ -60,12 +62,19 @@ def open_data(config: Config, num_views: int, rank: int = 0) -> OpenData:
     Of the configuration's ranks each opens its own: `rank` has its share of every batch.
     DataError if the data set is not there or not as it should be.
     """
+    data = _open_plain(config, num_views, rank)
+    train = with_cutout(data.train, config.data.cutout, config.seed, torch.device(config.device))
+    return dataclasses.replace(data, train=train)
+
+
+def _open_plain(config: Config, num_views: int, rank: int) -> OpenData:
     if config.data.backend == "synthetic":
-        return OpenData(_synthetic_train(config, num_views, rank), _synthetic_val(config, rank))
+        return _open_synthetic(config, num_views, rank)
     if config.data.dataset == "imagenet":
         return image_data.open_image_data(config, num_views, rank)
     arrays = load_cifar(config.data.dataset, config.data.root)
-    return OpenData(_resident_train(config, num_views, arrays, rank), _resident_val(config, arrays, rank))
+    train, val = _resident_train(config, num_views, arrays, rank), _resident_val(config, arrays, rank)
+    return OpenData(train, val, _resident_held_out(config, arrays, rank) if config.data.hold_out else None)
 
 
 @contextlib.contextmanager
@@ -99,6 +108,7 @@ def _resident_train(config: Config, num_views: int, arrays: CifarArrays, rank: i
         num_views=num_views,
         seed=config.seed,
         drop_last=config.data.drop_last,
+        hold_out=config.data.hold_out,
         dtype=torch.bfloat16 if config.amp.dtype == "bfloat16" else torch.float32,
         rank=rank,
         world_size=config.ranks or 1,
@@ -108,7 +118,20 @@ def _resident_train(config: Config, num_views: int, arrays: CifarArrays, rank: i
 
 
 def _resident_val(config: Config, arrays: CifarArrays, rank: int) -> EvalLoader:
-    options = EvalOptions(
+    images, labels = map(torch.from_numpy, (arrays.test_images, arrays.test_labels))
+    return ResidentEvalLoader(images, labels, _eval_options(config, arrays, rank))
+
+
+def _resident_held_out(config: Config, arrays: CifarArrays, rank: int) -> EvalLoader:
+    """The training images that are held out, as in evaluation."""
+    available = config.data.subset or len(arrays.train_images)
+    ids_N = held_out_ids(available, config.data.hold_out, config.seed)
+    images, labels = map(torch.from_numpy, (arrays.train_images, arrays.train_labels))
+    return ResidentEvalLoader(images[ids_N], labels[ids_N], _eval_options(config, arrays, rank))
+
+
+def _eval_options(config: Config, arrays: CifarArrays, rank: int) -> EvalOptions:
+    return EvalOptions(
         batch_size=config.train.eval_batch_size,
         num_classes=arrays.num_classes,
         normalisation=NORMALISATIONS[config.data.dataset],
@@ -117,19 +140,25 @@ def _resident_val(config: Config, arrays: CifarArrays, rank: int) -> EvalLoader:
         rank=rank,
         world_size=config.ranks or 1,
     )
-    images, labels = map(torch.from_numpy, (arrays.test_images, arrays.test_labels))
-    return ResidentEvalLoader(images, labels, options)
+
+
+def _open_synthetic(config: Config, num_views: int, rank: int) -> OpenData:
+    held_out = _synthetic_eval(config, rank, config.data.hold_out) if config.data.hold_out else None
+    return OpenData(_synthetic_train(config, num_views, rank), _synthetic_val(config, rank), held_out)
 
 
 def _synthetic_train(config: Config, num_views: int, rank: int) -> TrainLoader:
-    num_samples = config.data.subset or TRAIN_IMAGES[config.data.dataset]
+    num_samples = (config.data.subset or TRAIN_IMAGES[config.data.dataset]) - config.data.hold_out
     options = _synthetic(config, rank, num_samples, config.train.batch_size)
     sizes = image_data.epoch_sizes(config)
     return SyntheticTrainLoader(dataclasses.replace(options, num_views=num_views, epoch_sizes=sizes))
 
 
 def _synthetic_val(config: Config, rank: int) -> EvalLoader:
-    num_samples = TEST_IMAGES[config.data.dataset]
+    return _synthetic_eval(config, rank, TEST_IMAGES[config.data.dataset])
+
+
+def _synthetic_eval(config: Config, rank: int, num_samples: int) -> EvalLoader:
     batch_size = min(config.train.eval_batch_size, num_samples)
     return SyntheticEvalLoader(_synthetic(config, rank, num_samples, batch_size))
 

@@ -17,6 +17,7 @@ from pcl_fast.schedules import view_size
 from pipelines.images import ClassList, list_classes, open_images
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
+from pipelines.order import held_out_ids
 
 RESIZE_OVER_CROP = 256 / 224
 HOW_TO_GIVE = (
@@ -83,16 +84,27 @@ def open_image_data(config: Config, num_views: int, rank: int) -> OpenData:
         ConfigError: if no images are given, the backend cannot read them, or is not installed.
         DataError: if they cannot be used.
     """
-    return OpenData(_open_train(config, num_views, rank), open_val_images(config, rank))
+    train, val = _open_train(config, num_views, rank), open_val_images(config, rank)
+    return OpenData(train, val, _open_held_out(config, rank) if config.data.hold_out else None)
 
 
 def open_val_images(config: Config, rank: int) -> EvalLoader:
     """The evaluation loader of the configured backend; raises as `open_image_data` does."""
-    path = _readable(config, config.data.val, "val")
-    size = config.data.pixels
-    resize = round(size * RESIZE_OVER_CROP)
+    return _open_eval(config, rank, _readable(config, config.data.val, "val"))
+
+
+def _open_held_out(config: Config, rank: int) -> EvalLoader:
+    """The training images that are held out, as in evaluation."""
+    path = _readable(config, config.data.train, "train")
+    available = config.data.subset or len(open_images(path).labels_N)
+    ids: list[int] = held_out_ids(available, config.data.hold_out, config.seed).tolist()
+    return _open_eval(config, rank, path, tuple(ids))
+
+
+def _open_eval(config: Config, rank: int, path: Path, ids: tuple[int, ...] | None = None) -> EvalLoader:
+    resize = round(config.data.pixels * RESIZE_OVER_CROP)
     common = _common(config, rank)
-    options = ImageEvalOptions(batch_size=config.train.eval_batch_size, resize=resize, **common)
+    options = ImageEvalOptions(batch_size=config.train.eval_batch_size, resize=resize, ids=ids, **common)
     return _loader(config.data.backend, "EvalLoader")(path, options)
 
 
@@ -106,6 +118,7 @@ def _open_train(config: Config, num_views: int, rank: int) -> TrainLoader:
         order=data.order,
         window_pages=data.window_pages,
         subset=data.subset,
+        hold_out=data.hold_out,
         epoch_sizes=epoch_sizes(config),
         **_common(config, rank),
     )

@@ -209,5 +209,5 @@ def _images(config: Config) -> Images:
     stored, basis = (STORED, Basis("projected", STORED_SOURCE)) if reads else (None, None)
     if reads and data.train is not None and data.train.is_file():
         stored, basis = data.train.stat().st_size / whole, Basis("computed", f"the size of {data.train.name}")
-    train = min(data.subset or whole, whole)
+    train = min(data.subset or whole, whole) - data.hold_out
     return Images(train=train, val=val, stored=stored, stored_basis=basis)

@@ -53,19 +53,26 @@ class DataConfig:
     memory must hold."""
     subset: int | None = None
     """Train on the first SUBSET images only."""
+    hold_out: int = 0
+    """Never train on HOLD_OUT of these images, drawn by the seed: --kdcl.target general weighs networks by
+    them; with any method, the others are what such a run trains on."""
     drop_last: bool = True
     """Leave out the incomplete last batch of an epoch (its samples differ from epoch to epoch)."""
+    cutout: int = 0
+    """Set a square of CUTOUT x CUTOUT pixels of each view to the mean colour; 0: none. Not what the paper
+    did."""
 
     def __post_init__(self) -> None:
         """Validate."""
         require(self.subset is None or self.subset > 0, "data.subset", self.subset, "give at least 1 image")
-        for name in ("num_classes", "image_size", "workers", "window_pages"):
-            value, least = getattr(self, name), 0 if name == "workers" else 1
+        for name in ("num_classes", "image_size", "workers", "window_pages", "hold_out"):
+            value, least = getattr(self, name), 0 if name in ("workers", "hold_out") else 1
             flag = f"data.{name.replace('_', '-')}"
             require(value is None or value >= least, flag, value, f"give at least {least}")
         start = self.resize_from
         fits = start is None or (start % 32 == 0 and 32 <= start <= self.pixels)
         require(fits, "data.resize-from", start, f"give a multiple of 32, at most {self.pixels}")
+        require(0 <= self.cutout <= self.pixels, "data.cutout", self.cutout, f"give 0 to {self.pixels} pixels")
         require(0 < self.resize_until <= 1, "data.resize-until", self.resize_until, "give a share, up to 1")
 
     @property
