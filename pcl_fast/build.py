@@ -25,6 +25,7 @@ from pcl_fast.step.arena import Arena
 from pcl_fast.step.compiled import Compiled, Say
 from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
+from pcl_fast.step.regularise import make_regularisation
 from pcl_fast.step.state import Forward, TrainState
 from pcl_fast.streams import Fork
 from pcl_fast.trained_teacher import load_teacher, teacher_backbone
@@ -113,6 +114,7 @@ def build_state(
         fork=_fork(config, 2),
         reduction=_reduction(config, world, arena, networks, len(watched)),
         spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
+        regularise=make_regularisation(config),
     )
 
 

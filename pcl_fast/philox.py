@@ -31,6 +31,8 @@ class Stream(IntEnum):
     AUGMENT = 1
     DROPOUT = 2
     HELD_OUT = 3
+    MIXUP = 4
+    CUTOUT = 5
 
 
 def philox_torch(

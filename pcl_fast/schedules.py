@@ -3,6 +3,10 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
+from pcl_fast.philox import Stream, philox_numpy
+
 SIZE_STEP = 32
 
 
@@ -56,3 +60,18 @@ def ema_coefficient(update: int, decay: float) -> float:
     """phi(g) = min(1 - 1/g, decay) for the g-th update, g = 1, 2, ...: the first copies the student."""
     assert update >= 1, "EMA updates are counted from 1"
     return min(1.0 - 1.0 / update, decay)
+
+
+def mixup_shares(alpha: float, seed: int, steps: int) -> list[float]:
+    """Mixup's lambda of steps 1, 2, ...: from Beta(alpha, alpha), each a function of (seed, step) alone.
+
+    From two uniform numbers each, without rejection: with t = sqrt(2 alpha (u^(-1/alpha) - 1)) cos(2 pi v),
+    which is Student's t of 2 alpha degrees of freedom (Bailey 1994), 1/2 + t / (2 sqrt(2 alpha + t^2)).
+    """
+    counters = np.arange(1, steps + 1, dtype=np.uint64)
+    words = philox_numpy((seed, Stream.MIXUP), counters, 0, 0, 0)
+    u, v = ((word.astype(np.float64) + 0.5) * 2.0**-32 for word in words[:2])  # in (0, 1)
+    cosine = np.cos(2 * np.pi * v)
+    with np.errstate(over="ignore"):  # a small alpha: t is infinite, lambda 0 or 1
+        spread = np.expm1(-np.log(u) / alpha)
+    return (0.5 + 0.5 * cosine / np.sqrt(1 / spread + cosine**2)).tolist()

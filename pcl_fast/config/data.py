@@ -72,7 +72,8 @@ class DataConfig:
         start = self.resize_from
         fits = start is None or (start % 32 == 0 and 32 <= start <= self.pixels)
         require(fits, "data.resize-from", start, f"give a multiple of 32, at most {self.pixels}")
-        require(0 <= self.cutout <= self.pixels, "data.cutout", self.cutout, f"give 0 to {self.pixels} pixels")
+        hole, most = self.cutout, self.pixels
+        require(0 <= hole <= most, "data.cutout", hole, f"give 0 (off) to {most} pixels")
         require(0 < self.resize_until <= 1, "data.resize-until", self.resize_until, "give a share, up to 1")
 
     @property

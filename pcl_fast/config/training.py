@@ -1,6 +1,7 @@
 """How a run is trained: optimizer, length, precision, several processes."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,7 +49,7 @@ class OptimConfig:
         )
 
 
-MAY_BE_ZERO = ("save_seconds", "save_steps", "skip_spikes")
+MAY_BE_ZERO = ("save_seconds", "save_steps", "skip_spikes", "label_smoothing", "mixup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,12 @@ class TrainConfig:
     0: never."""
     skip_at_most: int = 3
     """But no more than so many steps in a row."""
+    label_smoothing: float = 0.0
+    """What of each label is spread over all classes alike; 0: nothing. Not what the paper did."""
+    mixup: float = 0.0
+    """Mix each image, and its label, with another one of the batch; the share lambda of each step is from
+    Beta(MIXUP, MIXUP). 0: not. Not what the paper did. With it, or with soft labels, PCL's loss is computed
+    in plain operations, not by its kernel."""
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -84,6 +91,9 @@ class TrainConfig:
             require(value >= least, f"train.{spec.name.replace('_', '-')}", value, f"give at least {least}")
         spikes = self.skip_spikes
         require(spikes == 0 or spikes > 1, "train.skip-spikes", spikes, "give a factor above 1, or 0")
+        share = self.label_smoothing
+        require(share < 1, "train.label-smoothing", share, "give a share, 0 or more, below 1")
+        require(math.isfinite(self.mixup), "train.mixup", self.mixup, "give 0 (off) or a number, as 0.2")
 
 
 @dataclass(frozen=True, kw_only=True)

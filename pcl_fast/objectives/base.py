@@ -63,8 +63,9 @@ class Objective(ABC):
     ) -> Tensor:
         """The loss, term by term in the order of `term_names`, weighted: their sum is the loss.
 
-        `weight` is the distillation weight w(e); `teacher` holds the mean teachers' outputs. Returns
-        float32 [terms] (float64 if the logits are).
+        `labels_B` are int64 [B], or soft: floats [B, C], rows that sum to 1 (mixup, label smoothing), which
+        `F.cross_entropy` takes alike. `weight` is the distillation weight w(e); `teacher` holds the mean
+        teachers' outputs. Returns float32 [terms] (float64 if the logits are).
         """
 
     def loss(
@@ -89,17 +90,27 @@ def full_precision(logits: Tensor) -> Tensor:
 
 
 def peer_cross_entropies(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
-    """CE(z_j, y), averaged over the batch, for every peer: [V]."""
+    """CE(z_j, y), averaged over the batch, for every peer: [V]; with soft labels, -sum_c y_c log p_c."""
     peers, batch, classes = logits_VBC.shape
     flat = full_precision(logits_VBC).reshape(peers * batch, classes)
-    losses = F.cross_entropy(flat, labels_B.repeat(peers), reduction="none")
+    of_each_peer = labels_B.repeat(peers, *(1,) * (labels_B.dim() - 1))
+    losses = F.cross_entropy(flat, of_each_peer, reduction="none")
     return losses.view(peers, batch).mean(1)
 
 
 @torch.no_grad()
 def count_correct(outputs: PeerOutputs, labels_B: Tensor) -> Tensor:
-    """Right top-1 answers of every peer, then of the ensemble if there is one: int64 [peers (+ 1)]."""
+    """Right top-1 answers of every peer, then of the ensemble if there is one: int64 [peers (+ 1)].
+
+    Of a soft label the class with the largest weight is right.
+    """
     answers = outputs.logits_VBC.argmax(-1)
     if outputs.ensemble_logits_BC is not None:
         answers = torch.cat([answers, outputs.ensemble_logits_BC.argmax(-1)[None]])
-    return (answers == labels_B).sum(-1)
+    right_B = labels_B.argmax(-1) if is_soft(labels_B) else labels_B
+    return (answers == right_B).sum(-1)
+
+
+def is_soft(labels_B: Tensor) -> bool:
+    """Whether labels are weights of all classes, [B, C], not classes, [B]."""
+    return labels_B.is_floating_point()

@@ -7,7 +7,14 @@ from torch import Tensor
 from pcl_fast.config import PclConfig
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.kernels.pcl_loss import LossRule, pcl_loss, takes
-from pcl_fast.objectives.base import Deployment, Loss, Objective, full_precision, peer_cross_entropies
+from pcl_fast.objectives.base import (
+    Deployment,
+    Loss,
+    Objective,
+    full_precision,
+    is_soft,
+    peer_cross_entropies,
+)
 
 
 class Pcl(Objective):
@@ -51,11 +58,12 @@ class Pcl(Objective):
     def loss(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: Tensor
     ) -> Loss:
-        """The same; by one kernel where there is one for it."""
+        """The same; by one kernel where there is one for it, which takes no soft labels."""
         ensemble_BC = student.ensemble_logits_BC
         assert ensemble_BC is not None, "the ensemble teacher needs its classifier"
         teacher_VBC = teacher.logits_VBC if teacher is not None and self.mean_teachers_teach else None
-        if not self.options.detach_ensemble or not takes(student.logits_VBC, ensemble_BC, teacher_VBC):
+        fused = self.options.detach_ensemble and not is_soft(labels_B)
+        if not fused or not takes(student.logits_VBC, ensemble_BC, teacher_VBC):
             return super().loss(student, teacher, labels_B, weight)
         rule = LossRule(
             temperature=self.options.temperature,

@@ -16,6 +16,7 @@ from pcl_fast.objectives import Objective
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
+from pcl_fast.step.regularise import Regularisation
 from pcl_fast.streams import Fork
 
 Forward = Callable[[Tensor], PeerOutputs]
@@ -28,7 +29,7 @@ class TrainState:
     `arena` holds parameters, momentum and averages. `student_forward` and `teacher_forward` run the two
     networks (compiled or not), `fork` the one beside the other; `amp_dtype` is the precision of their
     convolutions. `reduction` adds up over all ranks, if there are several; `spikes`
-    says which updates to skip.
+    says which updates to skip; `regularise` changes batches before anything sees them, if that is wanted.
     """
 
     network: PeerNetwork
@@ -42,6 +43,7 @@ class TrainState:
     fork: Fork
     reduction: Reduction | None = None
     spikes: SpikeGuard | None = None
+    regularise: Regularisation | None = None
 
     def learning_mode(self) -> None:
         """Both networks as training runs them, after an evaluation has changed it."""

@@ -7,16 +7,22 @@ from torch import Tensor
 
 from pcl_fast.config import Config
 from pcl_fast.kernels.bookkeeping import look_up
-from pcl_fast.schedules import ema_coefficient, learning_rate, rampup_weight, warmup_factor
+from pcl_fast.schedules import (
+    ema_coefficient,
+    learning_rate,
+    mixup_shares,
+    rampup_weight,
+    warmup_factor,
+)
 from pcl_fast.step.train_step import Moment
 
 
 class Timetable:
-    """Learning rate, w(e) and phi(g) of every step of a run of a resolved configuration.
+    """Learning rate, w(e), phi(g) and mixup's lambda of every step of a run of a resolved configuration.
 
-    Each is a product of what its epoch and what its step say; the learning rate's factor by step is the
-    warm-up. The device's tables hold the very float64 numbers that the host's do, so both say the same of a
-    step, to the bit.
+    The first three are products of what the epoch and what the step say; the learning rate's factor by step
+    is the warm-up. The device's tables hold the very float64 numbers that the host's do, so both say the same
+    of a step, to the bit.
     """
 
     def __init__(self, config: Config, steps_per_epoch: int, device: torch.device) -> None:
@@ -25,18 +31,23 @@ class Timetable:
         self._by_step = _by_step(config, steps_per_epoch)
         self._epochs = torch.tensor(self._by_epoch, dtype=torch.float64, device=device)
         self._steps = torch.tensor(self._by_step, dtype=torch.float64, device=device)
+        mixup, steps = config.train.mixup, config.train.epochs * steps_per_epoch
+        self._mixup = mixup_shares(mixup, config.seed, steps) if mixup else None
+        self._mixup_S = torch.tensor(self._mixup or (), dtype=torch.float64, device=device)
 
     def on_host(self, step: int) -> Moment:
         """The schedules at a step, 1 for the first, as numbers."""
         epoch, place = (step - 1) // self.steps_per_epoch, min(step, len(self._by_step[0])) - 1
         rows = zip(self._by_epoch, self._by_step, strict=True)
         lr, weight, phi = (of_epoch[epoch] * of_step[place] for of_epoch, of_step in rows)
-        return Moment(step=step, lr=lr, distill_weight=weight, ema_coefficient=phi)
+        mixup = 1.0 if self._mixup is None else self._mixup[step - 1]
+        return Moment(step=step, lr=lr, distill_weight=weight, ema_coefficient=phi, mixup=mixup)
 
     def on_device(self, step: Tensor) -> Moment:
         """The same at an int64 scalar on the device, as scalars there; nothing waits."""
         lr, weight, phi = look_up(step, self._epochs, self._steps, self.steps_per_epoch).unbind()
-        return Moment(step=step, lr=lr, distill_weight=weight, ema_coefficient=phi)
+        share = 1.0 if self._mixup is None else self._mixup_S.index_select(0, step.view(1) - 1)[0]
+        return Moment(step=step, lr=lr, distill_weight=weight, ema_coefficient=phi, mixup=share)
 
 
 def _by_epoch(config: Config) -> list[list[float]]:

@@ -14,7 +14,7 @@ from pcl_fast.step.state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Where in its schedules a step is: `step` from 1, lr, w(e) and phi(g).
+    """Where in its schedules a step is: `step` from 1, lr, w(e), phi(g) and mixup's lambda.
 
     Numbers, or scalars on the device (int64, float64) for a step that no host looks after.
     """
@@ -23,6 +23,7 @@ class Moment:
     lr: float | Tensor
     distill_weight: float | Tensor
     ema_coefficient: float | Tensor
+    mixup: float | Tensor = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class StepMetrics:
 
 def train_step(state: TrainState, batch: ViewBatch, moment: Moment) -> StepMetrics:
     """Advance `state` by one batch. Does no I/O and never waits for the device."""
+    if state.regularise is not None:
+        batch = state.regularise(batch, _on_device(moment.mixup, batch.labels_B))
     student, teacher = _forwards(state, batch.views_VBCHW)
     weight = _on_device(moment.distill_weight, batch.labels_B)
     loss = state.objective.loss(student, teacher, batch.labels_B, weight)
