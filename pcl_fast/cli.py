@@ -17,6 +17,7 @@ from pcl_fast.errors import ConfigError, PclError, Preempted, did_you_mean
 COMMANDS = {
     "train": "train a preset, or go on with it",
     "evaluate": "accuracy of every network in a run folder",
+    "report": "runs side by side, as a page: curves, results, how alike peers are, settings that differ",
     "fetch": "get CIFAR-10 or CIFAR-100",
     "convert": "make a .beton file of ImageNet, of a folder of images, or of CIFAR",
     "verify": "check a .beton file: every checksum, every image",

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from pcl_fast import atomic
 from pcl_fast.commands.settings import Chosen
 from pcl_fast.objectives import make_objective
 from pcl_fast.run_folder import RunFolder
-from pcl_fast.sinks import Record, draw_curves, read_records
+from pcl_fast.sinks import Record, draw_curves, evaluations, read_records
 
 Finals = dict[str, list[float]]
 
@@ -58,10 +59,15 @@ def summarise(finals: Finals) -> dict[str, Any]:
         name: {
             "top1": values,
             "mean": statistics.fmean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "std": spread(values),
         }
         for name, values in finals.items()
     }
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation over seeds; None of one."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 def comparison_table(summary: dict[str, Any], epochs: int) -> Table:
@@ -82,7 +88,7 @@ def comparison_table(summary: dict[str, Any], epochs: int) -> Table:
 
 
 def _last_evaluation(folder: RunFolder) -> Record:
-    return [record for record in read_records(folder.metrics) if "val" in record][-1]
+    return evaluations(read_records(folder.metrics))[-1]
 
 
 def _say(console: Console, message: str) -> None:

@@ -2,8 +2,8 @@
 
 from pcl_fast.sinks.base import Record, RunInfo, Sink
 from pcl_fast.sinks.console import LiveConsole, PlainConsole
-from pcl_fast.sinks.curves import CurvesSink, draw_curves
-from pcl_fast.sinks.jsonl import JsonlSink, read_records
+from pcl_fast.sinks.curves import CurvesSink, draw_curves, line_or_points, save_figure
+from pcl_fast.sinks.jsonl import JsonlSink, check_whole, evaluations, read_records
 
 __all__ = [
     "CurvesSink",
@@ -13,6 +13,10 @@ __all__ = [
     "Record",
     "RunInfo",
     "Sink",
+    "check_whole",
     "draw_curves",
+    "evaluations",
+    "line_or_points",
     "read_records",
+    "save_figure",
 ]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from pcl_fast import atomic
 from pcl_fast.sinks.base import Record, RunInfo
-from pcl_fast.sinks.jsonl import read_records
+from pcl_fast.sinks.jsonl import evaluations, read_records
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 REDRAW_SECONDS = 60.0
 
@@ -40,20 +41,19 @@ def draw_curves(
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    with atomic.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_accuracy(
     axes: "Axes", title: str, epochs: list[Record], headline: Mapping[str, str], *, alone: bool
 ) -> None:
-    measured = [record for record in epochs if "val" in record]
+    measured = evaluations(epochs)
     if not measured:
         return
     at = [record["epoch"] + 1 for record in measured]
     named = set(headline.values())
     others = [head for head in measured[0]["val"] if head not in named]
-    marker = _marker(at)
+    marker = line_or_points(at)
     for head in others if alone else []:
         values = [r["val"][head]["top1"] for r in measured]
         axes.plot(at, values, marker, linewidth=0.8, alpha=0.6, label=head)
@@ -69,11 +69,18 @@ def _draw_losses(axes: "Axes", title: str, epochs: list[Record]) -> None:
     for kind in kinds:
         of_kind = [[v for name, v in r["terms"].items() if name.split("/")[0] == kind] for r in epochs]
         means = [sum(values) / len(values) for values in of_kind]
-        axes.plot(at, means, _marker(at), label=f"{title} {kind}".strip())
+        axes.plot(at, means, line_or_points(at), label=f"{title} {kind}".strip())
 
 
-def _marker(at: list[int]) -> str:
-    return "o" if len(at) == 1 else "-"  # no line goes through one point
+def line_or_points(at: Sequence[int]) -> str:
+    """How a curve is drawn: no line goes through one point."""
+    return "o" if len(at) == 1 else "-"
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, wholly or not at all."""
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 class CurvesSink:

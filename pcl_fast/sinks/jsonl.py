@@ -1,9 +1,11 @@
 """metrics.jsonl: one JSON object a line, the whole history of a run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pcl_fast import atomic
+from pcl_fast.errors import DataError
 from pcl_fast.sinks.base import Record, RunInfo
 
 
@@ -21,6 +23,32 @@ def read_records(path: Path) -> list[Record]:
             break
         records.append(record)
     return records
+
+
+def evaluations(records: Sequence[Record]) -> list[Record]:
+    """Those of an evaluated epoch."""
+    return [record for record in records if "val" in record]
+
+
+def check_whole(path: Path) -> None:
+    """DataError naming the first line of a metrics file that is not a record; one without an end may be last.
+
+    A process that was killed leaves such a last line; anything else is damage.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        if number == len(lines) and not line.endswith(b"\n"):
+            return
+        try:
+            record = json.loads(line)
+            whole = {"kind", "epoch", "step", "loss"} <= record.keys()
+        except (ValueError, AttributeError):
+            whole = False
+        if not whole:
+            raise DataError(
+                f"{path}: line {number} is damaged; cut the file before it, or go on with the run, "
+                "which writes what follows its checkpoint anew"
+            )
 
 
 class JsonlSink:

@@ -12,11 +12,12 @@ from pathlib import Path
 from rich.table import Table
 
 from pcl_fast import atomic
+from pcl_fast.commands.compare import spread
 from pcl_fast.commands.reproduce.planned import Planned
 from pcl_fast.objectives import make_objective
 from pcl_fast.paper import TABLES, Reported
 from pcl_fast.run_folder import RunFolder
-from pcl_fast.sinks import read_records
+from pcl_fast.sinks import evaluations, read_records
 
 OURS = ("network", "method", "result", "seeds", "mean", "std", "over vanilla")
 OF_PAPER = ("paper", "difference", "agrees")
@@ -41,7 +42,7 @@ class Line:
     @property
     def std(self) -> float | None:
         """Over the seeds; None of one."""
-        return statistics.stdev(self.top1) if len(self.top1) > 1 else None
+        return spread(self.top1)
 
     @property
     def agrees(self) -> bool | None:
@@ -74,7 +75,7 @@ class Line:
 
 def reached(run: Planned) -> dict[str, float] | None:
     """Top-1 of each result of a run after its last epoch; None before that."""
-    evaluated = [record for record in read_records(RunFolder(run.folder).metrics) if "val" in record]
+    evaluated = evaluations(read_records(RunFolder(run.folder).metrics))
     if not evaluated or evaluated[-1]["epoch"] + 1 < run.config.train.epochs:
         return None
     headline = make_objective(run.config).headline

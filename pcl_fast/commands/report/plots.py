@@ -1,0 +1,155 @@
+"""The pictures of a report: curves of all groups, and the pairs of heads of a run."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pcl_fast.commands.report.measures import BETWEEN, KINDS, Measure, curve, loss, of_head, of_pairs
+from pcl_fast.commands.report.runs import FoundRun, Group
+from pcl_fast.sinks import line_or_points
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Paul Tol's `muted` without its grey: told apart with any colour vision.
+COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933")
+DASHES = ("-", "--", "-.", ":")
+WIDTH, ROW, LEGEND_ROW = 11.0, 3.4, 0.24  # inches
+ANNOTATED = 9  # heads, at most, whose figures are written into their squares
+
+
+def draw_results(groups: Sequence[Group]) -> "Figure":
+    """Test accuracy of every group's results, and its training loss."""
+    figure, axes = _panels(1, 2, len(_results(groups)))
+    _draw_results(axes[0][0], groups, "top1")
+    axes[0][0].set(title="Test accuracy", ylabel="top-1 (%)")
+    for number, group in enumerate(groups):
+        _draw(axes[0][1], group, loss, number, "-")
+    axes[0][1].set(title="Training loss, sum of all terms", ylabel="nats an image", yscale="log")
+    return _finished(figure, axes)
+
+
+def draw_calibration(groups: Sequence[Group]) -> "Figure | None":
+    """The calibration error of every group's results; None if none has written it down."""
+    figure, axes = _panels(1, 1, len(_results(groups)))
+    _draw_results(axes[0][0], groups, "ece")
+    axes[0][0].set(title="Expected calibration error", ylabel="ECE (%)")
+    axes[0][0].set_ylim(bottom=0)
+    return _finished(figure, axes) if axes[0][0].lines else None
+
+
+def draw_between(groups: Sequence[Group]) -> "Figure | None":
+    """A row a measure, a column a kind of pair: the mean over its pairs; None if there is no pair."""
+    kinds = [kind for kind in KINDS if any(_has(group, kind) for group in groups)]
+    if not kinds:
+        return None
+    shown = [group for group in groups if any(_has(group, kind) for kind in kinds)]
+    figure, axes = _panels(len(BETWEEN), len(kinds), len(shown), share_rows=True)
+    for row, (name, label) in zip(axes, BETWEEN.items(), strict=True):
+        for each, kind in zip(row, kinds, strict=True):
+            for number, group in enumerate(groups):
+                _draw(each, group, of_pairs(kind, name), number, "-", group.label)
+        row[0].set_ylabel(label)
+    for each, kind in zip(axes[0], kinds, strict=True):
+        each.set_title(KINDS[kind][0].upper() + KINDS[kind][1:])
+    return _finished(figure, axes)
+
+
+def draw_pairs(run: FoundRun) -> "Figure | None":
+    """Heat maps of all pairs of heads at a run's last evaluation; None without pairs."""
+    from matplotlib.figure import Figure
+
+    between = None if run.last is None else run.last.get("between")
+    if between is None:
+        return None
+    heads = [head.replace("_", " ") for head in between["heads"]]
+    figure = Figure(figsize=(WIDTH, 2.2 + 0.28 * len(heads)), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(1, len(BETWEEN)), BETWEEN.items(), strict=True):
+        image = axes.imshow(between[name], cmap="cividis", vmin=0 if name != "agreement" else None)
+        axes.set(title=label[0].upper() + label[1:])
+        axes.set_xticks(range(len(heads)), heads, rotation=90, fontsize="small")
+        axes.set_yticks(range(len(heads)), heads if name == "agreement" else [], fontsize="small")
+        figure.colorbar(image, ax=axes, shrink=0.8)
+        if len(heads) <= ANNOTATED:
+            _annotate(axes, between[name])
+    return figure
+
+
+def _annotate(axes: "Axes", matrix: Sequence[Sequence[float]]) -> None:
+    """Each figure in its square, light on dark or dark on light."""
+    flat = [value for row in matrix for value in row]
+    middle = (min(flat) + max(flat)) / 2
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            colour = "black" if value > middle else "white"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="x-small")
+
+
+def _panels(
+    rows: int, columns: int, entries: int, share_rows: bool = False
+) -> tuple["Figure", list[list["Axes"]]]:
+    """A figure of panels with room for a legend of so many entries below them."""
+    from matplotlib.figure import Figure
+
+    height = ROW * rows * (1 if rows == 1 else 0.72) + LEGEND_ROW * math.ceil(entries / 3)
+    figure = Figure(figsize=(WIDTH, height + 0.2), layout="constrained")
+    axes = figure.subplots(
+        rows, columns, squeeze=False, sharex=rows > 1, sharey="row" if share_rows else False
+    )
+    return figure, axes.tolist()
+
+
+def _finished(figure: "Figure", axes: list[list["Axes"]]) -> "Figure":
+    """Grids, whole epochs, and one legend below everything."""
+    handles: dict[str, Artist] = {}
+    for each in (each for row in axes for each in row):
+        each.grid(alpha=0.3)
+        each.locator_params(axis="x", integer=True)
+        found, labels = each.get_legend_handles_labels()
+        handles = dict(zip(labels, found, strict=True)) | handles
+    for each in axes[-1]:
+        each.set_xlabel("epoch")
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+        )
+    return figure
+
+
+def _results(groups: Sequence[Group]) -> list[str]:
+    return [result for group in groups for result in group.headline]
+
+
+def _draw_results(axes: "Axes", groups: Sequence[Group], name: str) -> None:
+    """The first result of a group as a line, others broken."""
+    for number, group in enumerate(groups):
+        for place, (result, head) in enumerate(group.headline.items()):
+            label = group.label if len(group.headline) == 1 else f"{group.label}: {result}"
+            _draw(axes, group, of_head(head, name), number, DASHES[place % len(DASHES)], label)
+
+
+def _draw(
+    axes: "Axes", group: Group, measure: Measure, number: int, dashes: str, label: str | None = None
+) -> None:
+    """The mean over a group's seeds, and a band of their spread; nothing without a figure."""
+    found = curve(group.runs, measure)
+    if not found.at:
+        return
+    colour, marker = COLOURS[number % len(COLOURS)], "ovsD^"[number // len(COLOURS) % 5]
+    if line_or_points(found.at) == "o" or number >= len(COLOURS):
+        axes.plot(
+            found.at, found.mean, marker=marker, markersize=4, color=colour, linestyle=dashes, label=label
+        )
+    else:
+        axes.plot(found.at, found.mean, dashes, color=colour, label=label)
+    if any(found.spread):
+        low, high = (
+            [m + sign * s for m, s in zip(found.mean, found.spread, strict=True)] for sign in (-1, 1)
+        )
+        axes.fill_between(found.at, low, high, color=colour, alpha=0.18, linewidth=0)
+
+
+def _has(group: Group, kind: str) -> bool:
+    return bool(curve(group.runs, of_pairs(kind, "kl")).at)
