@@ -12,6 +12,7 @@ from pcl_fast.config import Config
 from pcl_fast.contract import PeerOutputs
 from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.dist import ALONE, World
+from pcl_fast.errors import ConfigError
 from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.network_operations import NetworkOperations, network_operations
@@ -38,11 +39,11 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
 
     The caller's random state is left as it was.
     """
-    backbone = backbone_of(config, objective)
+    backbones = backbones_of(config, objective)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PeerNetwork(
-            backbone,
+            backbones,
             config.data.classes,
             objective.num_peers,
             ensemble=objective.make_head or objective.has_ensemble,
@@ -55,21 +56,42 @@ def build_network(config: Config, objective: Objective) -> PeerNetwork:
     return network.to(memory_format=memory_format(config.channels_last))  # pyright: ignore[reportCallIssue]
 
 
-def backbone_of(config: Config, objective: Objective) -> Backbone:
-    """The backbone, cut where the configuration says, or nowhere for a method whose peers share nothing."""
-    return find_backbone(config.model, config.split if objective.shares_trunk else NO_TRUNK)
+def backbones_of(config: Config, objective: Objective) -> Backbone | tuple[Backbone, ...]:
+    """The backbone, cut where the configuration says, or nowhere for a method whose peers share nothing.
+
+    One for all peers, or as many. ConfigError for another number of them, and for a product that is no plain
+    network, as its peer has the trunk of another backbone.
+    """
+    split = config.split if objective.shares_trunk else NO_TRUNK
+    names = [name.strip() for name in config.model.split(",")]
+    if len(set(names)) == 1 and len(names) in (1, objective.num_peers):
+        return find_backbone(names[0], split)
+    if len(names) != objective.num_peers:
+        peers = f"{objective.num_peers} peers" if objective.num_peers > 1 else "one network"
+        raise ConfigError(
+            f"--model {config.model}: {len(names)} backbones for the {peers} of --method {config.method}; "
+            "give one for all, or one for each"
+        )
+    product = objective.deployment.peer
+    if split != NO_TRUNK and names[product] != names[0]:
+        raise ConfigError(
+            f"--model {config.model}: --method {config.method} deploys peer {product + 1}, which must be the "
+            "plain network, on its own trunk: give the first and it one backbone, or --split none"
+        )
+    return tuple(find_backbone(name, split) for name in names)
 
 
 def count_operations(config: Config, objective: Objective) -> NetworkOperations:
     """What a configuration's network, its head and its trained teacher have to do, an image at a time."""
-    return network_operations(
-        backbone_of(config, objective),
+    found = network_operations(
+        backbones_of(config, objective),
         config.data.classes,
         config.data.pixels,
         objective.num_peers,
         objective.make_head,
         teacher_backbone(config) if objective.uses_trained_teacher else None,
     )
+    return found.deploying(objective.deployment.peer)
 
 
 def build_state(

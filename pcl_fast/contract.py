@@ -12,6 +12,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor, nn
 
+from pcl_fast.errors import ConfigError
+
 Batch = TypeVar("Batch")
 
 
@@ -41,12 +43,12 @@ class EvalBatch:
 class PeerOutputs:
     """What a multi-branch network says of a batch; `ensemble_logits_BC` is None without that classifier.
 
-    `logits_VBC` are z_j and `features_VBF` are h_j of method and code, V being the m peers. `targets_KBC` are
-    logits that a head makes for K of the peers to learn from.
+    `logits_VBC` are z_j of method and code, V being the m peers, and `features` their h_j, each [B, F].
+    `targets_KBC` are logits that a head makes for K of the peers to learn from.
     """
 
     logits_VBC: Tensor
-    features_VBF: Tensor
+    features: Sequence[Tensor]
     ensemble_logits_BC: Tensor | None
     targets_KBC: Tensor | None = None
 
@@ -75,16 +77,28 @@ class HeadOutputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadShapes:
-    """What a head must know of the network it is for; channels are 0 where it has no map.
+    """What a head must know of the network it is for; one thing for each peer, which may be other backbones.
 
-    `trunk_channels` are those of the trunk's output, `map_channels` of a peer's last map.
+    `feature_dims` are the widths of their features. `trunk_channels` are those of the trunk's output, 0 if it
+    is no map; `map_shapes`, channels, height and width of their last maps, none if a peer makes none.
     """
 
     num_peers: int
     num_classes: int
-    feature_dim: int
+    feature_dims: tuple[int, ...]
     trunk_channels: int
-    map_channels: int
+    map_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def feature_dim(self) -> int:
+        """The width of every peer's features, for a head that wants one. ConfigError if they differ."""
+        if len(set(self.feature_dims)) > 1:
+            widths = ", ".join(map(str, self.feature_dims))
+            raise ConfigError(
+                f"--model: the peers' features are {widths} wide, and what this method puts over them takes "
+                "one width; give backbones that have it"
+            )
+        return self.feature_dims[0]
 
 
 class PeerHead(nn.Module):

@@ -61,7 +61,7 @@ class Keeper:
         if content is None:
             return
         about = {
-            "model": self._config.model,
+            "model": state.network.backbones[state.objective.deployment.peer].name,
             "method": self._config.method,
             "dataset": self._config.data.dataset,
             "steps": str(progress.steps_done),

@@ -78,7 +78,7 @@ def test_forward_and_parameters_are_the_network_s(
     stem = next(layer for layer in plain.modules() if isinstance(layer, nn.Conv2d))
     image = torch.zeros(1, 3, pixels, pixels)
     forward = counted(network, image.expand(objective.num_views, 1, 3, pixels, pixels))
-    ensemble = 2 * objective.num_peers * network.feature_dim * 10
+    ensemble = 2 * sum(network.feature_dims) * 10
     no_gradient = objective.num_views * counted(stem, image)
     # the mean teachers do without the ensemble's classifier
     assert figures.train_flops_per_image == 4 * forward - ensemble - no_gradient

@@ -58,7 +58,7 @@ def test_the_ensemble_teacher_is_one_linear_layer_over_the_concatenated_features
     assert out.ensemble_logits_BC is not None
     A, bias = network.ensemble.weight.detach().numpy(), network.ensemble.bias.detach().numpy()
     for image in range(2):
-        h = [out.features_VBF[peer, image].tolist() for peer in range(3)]
+        h = [out.features[peer][image].tolist() for peer in range(3)]
         concatenated = np.array(h[0] + h[1] + h[2])
         for label in range(CLASSES):
             expected = sum(A[label] * concatenated) + bias[label]

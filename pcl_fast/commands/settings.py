@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from pcl_fast.build import build_network
 from pcl_fast.commands.data import fit_to_data
 from pcl_fast.config import Config
 from pcl_fast.device import resolve
@@ -124,18 +125,32 @@ def _chosen(preset: Preset, config: Config) -> Chosen:
         for run in preset.runs(resolved)
         for stage in _stages(run, _run_folder(preset, folder, config, run))
     ]
+    for run, _ in runs:
+        _check_backbones(run)
     return Chosen(preset, folder, runs, side_by_side=len(config.seeds) > 1)
 
 
 def _check_method(config: Config) -> None:
-    """ConfigError for a method that there is not, and for a split of what is not split."""
+    """ConfigError for a method that there is not, or without what it wants; for a split of what has none."""
     objective, method = make_objective(config), config.method
+    if objective.wants_held_out and not config.data.hold_out:
+        target = f" --kdcl.target {config.kdcl.target}" if method == "kdcl" else ""
+        raise ConfigError(
+            f"--method {method}{target}: it learns from training images that are held out; "
+            "give --data.hold-out, as 1000"
+        )
     if not objective.shares_trunk and config.split not in (None, NO_TRUNK):
         separate = hasattr(getattr(config, method, None), "separate")
         instead = f", or give --{method}.no-separate for branches that share a trunk" if separate else ""
         raise ConfigError(
             f"--split {config.split}: the networks of --method {method} share nothing; leave it out{instead}"
         )
+
+
+def _check_backbones(config: Config) -> None:
+    """ConfigError for several backbones that do not go together, before a folder is taken for them."""
+    if "," in config.model:
+        build_network(config, make_objective(config))
 
 
 def _stages(run: Config, folder: Path) -> list[tuple[Config, Path]]:

@@ -27,7 +27,7 @@ class Config:
     """pcl: Peer Collaborative Learning; its rivals kd (in two stages), dml, cl, one, okddip, ffl and kdcl;
     vanilla: the network trained alone."""
     model: str = "resnet32"
-    """A backbone of ours, `torchvision:NAME` or `timm:NAME`."""
+    """A backbone of ours, `torchvision:NAME` or `timm:NAME`; or one for each peer, as `resnet8,resnet20`."""
     split: str | None = None
     """The module at which branches begin, as `layer3`, or `none` for peers that share nothing; needed for
     networks that are not ours."""

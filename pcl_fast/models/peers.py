@@ -1,7 +1,7 @@
 """The multi-branch network of PCL: one trunk, m peers, and an ensemble classifier over their features."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from pcl_fast.config import MAX_PEERS
-from pcl_fast.contract import HeadOutputs, HeadShapes, MakeHead, PeerHead, PeerOutputs, PeerParts
+from pcl_fast.contract import HeadOutputs, MakeHead, PeerHead, PeerOutputs, PeerParts
 from pcl_fast.errors import ConfigError
+from pcl_fast.models.branches import cut_peers, head_shapes, keys_of, trunk_map
 from pcl_fast.models.fuse import attach_convolutions, chain_blocks, fuse_norms, note_calls
-from pcl_fast.models.last_map import channels, expose_map, last_map, shape_of
-from pcl_fast.models.split import split_network
+from pcl_fast.models.last_map import expose_map
+from pcl_fast.models.split import SplitNetwork
 from pcl_fast.models.view_norm import ViewBatchNorm2d, allow_kernels, convert_batch_norm, set_num_views
 from pcl_fast.models.zoo import Backbone
 from pcl_fast.streams import Fork
@@ -24,9 +25,10 @@ Result = TypeVar("Result")
 class PeerNetwork(nn.Module):
     """m peers that share their low-level layers (method: Wu and Gong, arXiv 2006.04147, section 3).
 
-    The peers start from independent random weights; the trunk is the first one's. Peer j has
-    `branches[j]` and `classifiers[j]`, whose layers keep their names in the plain backbone. `ensemble`
-    is one linear layer over the concatenated features [h_1; ...; h_m], another head over all peers, or None.
+    The peers start from independent random weights; the trunk is the first one's. They are of one backbone,
+    or each of its own. Peer j has `branches[j]` and `classifiers[j]`, whose layers keep their names in the
+    plain backbone. `ensemble` is one linear layer over the concatenated features [h_1; ...; h_m], another
+    head over all peers, or None.
 
     `bn_views="per_view"`: the trunk's BatchNorm normalises each view by its own statistics and updates
     its running statistics once a view, in order; "joint": once, over all views. `trunk_views="batched"`
@@ -34,12 +36,12 @@ class PeerNetwork(nn.Module):
     faster depends on device and batch; the batch makes a third as many, larger calls with three views.
     `fork`, if set, runs the peers side by side. What peers send back into the trunk is multiplied with
     `split_gradient`.
-    Raises ConfigError for a number of peers outside 1 to 8 and for a backbone that cannot be split.
+    Raises ConfigError for a number of peers outside 1 to 8, and for backbones that cannot be split or joined.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        backbone: Backbone | Sequence[Backbone],
         num_classes: int,
         num_peers: int = 3,
         *,
@@ -54,19 +56,19 @@ class PeerNetwork(nn.Module):
             raise ConfigError(
                 "trunk_views 'loop' sees one view at a time; with bn_views 'joint' use 'batched'."
             )
-        peers = [
-            split_network(backbone.build(num_classes), backbone.split, backbone.features_at)
-            for _ in range(num_peers)
-        ]
-        self.backbone, self.num_classes, self.num_peers = backbone, num_classes, num_peers
-        self.feature_dim = peers[0].feature_dim
-        self._backbone_keys = peers[0].keys
+        alike = isinstance(backbone, Backbone)
+        self.backbones = (backbone,) * num_peers if alike else tuple(backbone)
+        assert len(self.backbones) == num_peers, "one backbone for all peers, or one for each"
+        peers = cut_peers(self.backbones, num_classes)
+        self.num_classes, self.num_peers = num_classes, num_peers
+        self.feature_dims = tuple(peer.feature_dim for peer in peers)
+        self._keys = [keys_of(peer, peers[0].trunk) for peer in peers]
         self.trunk = peers[0].trunk
         self.branches = nn.ModuleList(peer.body for peer in peers)
         self.classifiers = nn.ModuleList(peer.classifier for peer in peers)
-        self.ensemble = self._make_head(ensemble) if callable(ensemble) else None
+        self.ensemble = self._make_head(ensemble, peers[0]) if callable(ensemble) else None
         if ensemble is True:
-            self.ensemble = nn.Linear(num_peers * self.feature_dim, num_classes)
+            self.ensemble = nn.Linear(sum(self.feature_dims), num_classes)
         self.trunk_views = trunk_views
         self.fork: Fork | None = None
         self.split_gradient = 1.0
@@ -74,24 +76,11 @@ class PeerNetwork(nn.Module):
         self._counts_a_step: tuple[Tensor, ...] = ()
         self._rewrite(bn_views)
 
-    def _make_head(self, make: MakeHead) -> PeerHead:
+    def _make_head(self, make: MakeHead, first: SplitNetwork) -> PeerHead:
         """A head of its own kind, with the peers' last maps if it wants them."""
-        size = self.backbone.image_size
-        was_training = self.trunk.training
-        with torch.no_grad():
-            map_BCHW = self.trunk.eval()(torch.zeros(1, 3, size, size))
-        self.trunk.train(was_training)
-        found = [last_map(branch, map_BCHW) for branch in self._branches()]
-        nodes = [node for node in found if node is not None]
-        head = make(
-            HeadShapes(
-                num_peers=self.num_peers,
-                num_classes=self.num_classes,
-                feature_dim=self.feature_dim,
-                trunk_channels=channels(map_BCHW.shape),
-                map_channels=channels(shape_of(nodes[0])) if nodes else 0,
-            )
-        )
+        map_BCHW = trunk_map(first, self.backbones[0].image_size)
+        shapes, nodes = head_shapes(self._branches(), self.feature_dims, self.num_classes, map_BCHW)
+        head = make(shapes)
         if head.wants_maps:
             for branch, node in zip(self._branches(), nodes, strict=True):
                 expose_map(branch, node)
@@ -102,7 +91,7 @@ class PeerNetwork(nn.Module):
         """Put our layers in the place of torch's."""
         converted = [convert_batch_norm(part) for part in self._parts()]
         if bn_views == "per_view" and self.trunk_views == "batched" and not converted[0]:
-            name = self.backbone.name
+            name = self.backbones[0].name
             warnings.warn(f"{name}: a layer of the trunk mixes views; it runs view by view.", stacklevel=3)
             self.trunk_views = "loop"
         self._views_apart = bn_views == "per_view" and self.trunk_views == "batched"
@@ -166,7 +155,7 @@ class PeerNetwork(nn.Module):
             self._counts.add_(self._counts_a_step[num_views - 1])
         said = self._ask_ensemble(PeerParts(maps[0], maps_before, features, logits))
         together = (None, None) if said is None else (said.logits_BC, said.targets_KBC)
-        return PeerOutputs(torch.stack(logits), torch.stack(features), *together)
+        return PeerOutputs(torch.stack(logits), features, *together)
 
     def _ask_ensemble(self, parts: PeerParts) -> HeadOutputs | None:
         if self.ensemble is None:
@@ -200,10 +189,13 @@ class PeerNetwork(nn.Module):
             part.load_state_dict({key: tensors[key] for key in part.state_dict()})
 
     def deployed_state_dict(self, peer: int = 0) -> dict[str, Tensor]:
-        """Trunk, branch and classifier of a peer under the names of the plain backbone."""
+        """Trunk, branch and classifier of a peer under the names of the plain backbone.
+
+        The trunk has the names of the first peer's, if the peer's own backbone has another.
+        """
         parts = (self.trunk, self.branches[peer], self.classifiers[peer])
         entries = {key: value for part in parts for key, value in part.state_dict().items()}
-        return {key: entries[key] for key in self._backbone_keys}
+        return {key: entries[key] for key in self._keys[peer]}
 
 
 def scale_gradient(x: Tensor, factor: float) -> Tensor:

@@ -12,21 +12,28 @@ from pcl_fast.objectives.pcl import ensemble_distillation
 
 
 class Fusion(PeerHead):
-    """The fused classifier: all last maps, 3x3 depthwise, 1x1 to one peer's channels, pooled, classified.
+    """The fused classifier: all last maps, 3x3 depthwise, 1x1 to a peer's channels, pooled, classified.
 
-    A BatchNorm and a ReLU follow each convolution.
+    The channels are the first peer's. A BatchNorm and a ReLU follow each convolution.
     """
 
     wants_maps = True
 
     def __init__(self, shapes: HeadShapes) -> None:
         super().__init__()
-        if not shapes.map_channels:
+        if not shapes.map_shapes:
             raise ConfigError(
                 "--method ffl: it fuses maps [B, C, H, W], and the branches make none; "
                 "give an earlier --split, or another --model"
             )
-        wide, channels = shapes.num_peers * shapes.map_channels, shapes.map_channels
+        sizes = {shape[1:] for shape in shapes.map_shapes}
+        if len(sizes) > 1:
+            listed = ", ".join(" x ".join(map(str, shape[1:])) for shape in shapes.map_shapes)
+            raise ConfigError(
+                f"--method ffl: it fuses maps of one size, and the branches' are {listed}; "
+                "give --model backbones that end in maps of one size"
+            )
+        wide, channels = sum(shape[0] for shape in shapes.map_shapes), shapes.map_shapes[0][0]
         self.depthwise = nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False)
         self.norm1 = nn.BatchNorm2d(wide)
         self.pointwise = nn.Conv2d(wide, channels, 1, bias=False)

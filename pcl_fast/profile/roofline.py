@@ -124,7 +124,7 @@ class StepWork:
         batch, views = self.batch_size, self.num_views
         rows, times = (batch * views, 1) if trunk == "batched" else (batch, views)
         parts = [(operation, rows, times) for operation in self.network.trunk]
-        parts += [(operation, batch, self.num_peers) for operation in self.network.branch]
+        parts += [(operation, batch, times) for operation, times in self.network.of_peers(self.num_peers)]
         return parts + [(each, batch, 1) for each in self.over_all if ensemble]
 
     def _kernel(self, one: Pass, rows: int, times: int) -> Kernel:

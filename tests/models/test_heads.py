@@ -182,7 +182,7 @@ def test_maps_are_those_before_the_pooling(spec: str, split: str | None, pooling
             expected = plain(images)
         torch.testing.assert_close(recorder.seen.maps[peer], before[0])
         torch.testing.assert_close(found.logits_VBC[peer], expected)
-        assert before[0].shape[1] == recorder.shapes.map_channels
+        assert before[0].shape[1] == recorder.shapes.map_shapes[0][0]
 
 
 @pytest.mark.skipif(conv_norm.why_unavailable() is not None, reason=str(conv_norm.why_unavailable()))

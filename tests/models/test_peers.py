@@ -40,9 +40,9 @@ def test_a_deployed_peer_is_the_plain_backbone(name):
 def test_the_ensemble_reads_the_concatenated_features():
     network = PeerNetwork(find_backbone("resnet8"), 10)
     out = network(images(3))
-    assert out.features_VBF.shape == (3, 3, 64)
+    assert [tuple(feature.shape) for feature in out.features] == 3 * [(3, 64)]
     assert out.logits_VBC.shape == (3, 3, 10)
-    h_BmF = torch.cat(list(out.features_VBF), dim=1)
+    h_BmF = torch.cat(tuple(out.features), dim=1)
     assert isinstance(network.ensemble, torch.nn.Linear)
     expected = h_BmF @ network.ensemble.weight.T + network.ensemble.bias
     torch.testing.assert_close(out.ensemble_logits_BC, expected)
@@ -88,7 +88,7 @@ def train_steps(network: PeerNetwork, batches):
         out = network(views_VBCHW)
         network.zero_grad()
         (out.logits_VBC.square().mean() + out.ensemble_logits_BC.square().mean()).backward()
-        seen += [out.logits_VBC.detach(), out.features_VBF.detach()]
+        seen += [out.logits_VBC.detach(), *(feature.detach() for feature in out.features)]
         with torch.no_grad():
             for parameter in network.parameters():
                 assert parameter.grad is not None

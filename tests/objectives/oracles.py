@@ -45,7 +45,7 @@ def cross_entropy(z: Matrix, labels: list[int]) -> float:
 
 def said(logits: Tensor, ensemble: Tensor | None = None) -> PeerOutputs:
     """Outputs with these logits; no loss of PCL reads the features."""
-    return PeerOutputs(logits, torch.zeros(len(logits), 1, 1), ensemble)
+    return PeerOutputs(logits, (), ensemble)
 
 
 def terms_of(options: PclConfig, z: Tensor, z_t: Tensor, q: Tensor, weight: float) -> dict[str, Tensor]:

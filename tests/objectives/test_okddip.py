@@ -22,11 +22,11 @@ LABELS = torch.tensor([0, 6, 2, 2])
 
 
 def outputs(z: Tensor, targets: Tensor, mean: Tensor) -> PeerOutputs:
-    return PeerOutputs(z, torch.zeros(len(z), 1, 1), mean, targets)
+    return PeerOutputs(z, (), mean, targets)
 
 
 def attention(peers: int, width: int = 16) -> Attention:
-    shapes = HeadShapes(num_peers=peers, num_classes=7, feature_dim=width, trunk_channels=1, map_channels=1)
+    shapes = HeadShapes(num_peers=peers, num_classes=7, feature_dims=(width,) * peers, trunk_channels=1)
     return Attention(shapes).double()
 
 

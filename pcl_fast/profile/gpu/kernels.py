@@ -98,8 +98,7 @@ class _Logits:
         loss(*given, self.labels_B, self.weight, rule)
 
     def by_autograd(self) -> None:
-        none = self.peers_VBC.new_empty(0)
-        student = PeerOutputs(self.peers_VBC, none, self.ensemble_BC)
-        teacher = PeerOutputs(self.teachers_VBC, none, None)
+        student = PeerOutputs(self.peers_VBC, (), self.ensemble_BC)
+        teacher = PeerOutputs(self.teachers_VBC, (), None)
         terms = self.pcl.terms(student, teacher, self.labels_B, self.weight)
         torch.autograd.grad(terms.sum(), (self.peers_VBC, self.ensemble_BC))

@@ -6,6 +6,7 @@ with several nodes, each hop is as slow as the network. A share of what links ca
 overlaps with computing: the step adds gradients up after the whole backward pass.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pcl_fast.config import Config
@@ -82,22 +83,22 @@ def exchange_of(work: StepWork, config: Config) -> Exchange:
     """
     width = BFLOAT16 if config.dist.reduce_dtype == "bfloat16" else FLOAT32
     network = work.network
-    trunk, branch, head = (_norms(part) for part in (network.trunk, network.branch, work.over_all))
-    peers, views = work.num_peers, work.num_views
+    all_peers = [each for each, times in network.of_peers(work.num_peers) for _ in range(times)]
+    trunk, branches, head = (_norms(part) for part in (network.trunk, all_peers, work.over_all))
     networks = 1 + (work.teacher != "none")
     # numbers of all statistics: a mean and a variance a channel
-    once = sum(trunk) + peers * sum(branch) + sum(head)
+    once = sum(trunk) + sum(branches) + sum(head)
     teaching = work.teacher == "train"
     passes = (2 + teaching) if config.sync_bn else 0
-    calls = len(trunk) + peers * len(branch) + len(head)
+    calls = len(trunk) + len(branches) + len(head)
     return Exchange(
         gradients=width * work.parameters,
         statistics=FLOAT32 * networks * once,
-        synchronised=FLOAT32 * passes * (views * sum(trunk) + peers * sum(branch) + sum(head)),
+        synchronised=FLOAT32 * passes * (work.num_views * sum(trunk) + sum(branches) + sum(head)),
         messages=2 + (3 + 2 * teaching) * calls * config.sync_bn,
     )
 
 
-def _norms(operations: tuple[Operation, ...]) -> list[int]:
+def _norms(operations: Iterable[Operation]) -> list[int]:
     """Of each norm the numbers of its statistics, as many as its weights and biases."""
     return [each.parameters for each in operations if each.kind == "norm"]

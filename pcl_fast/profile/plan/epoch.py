@@ -164,7 +164,7 @@ def forward_seconds(work: StepWork, floor: StepFloor, batch: int) -> float:
     And through the mean teachers likewise.
     """
     network = work.network
-    parts = [(each, 1) for each in network.trunk] + [(each, work.num_peers) for each in network.branch]
+    parts = [(each, 1) for each in network.trunk] + network.of_peers(work.num_peers)
     parts += [(each, 1) for each in work.over_all]
     networks = 1 + (work.teacher != "none")
     seconds = 0.0

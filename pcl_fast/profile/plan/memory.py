@@ -27,11 +27,12 @@ def activation_bytes(work: StepWork) -> int:
 
     Workspaces of libraries, and what the allocator does not give back, come on top.
     """
-    trunk, branch = work.network.trunk, work.network.branch
-    of_image = work.num_views * (_views(work) + _kept(trunk)) + work.num_peers * _kept(branch)
+    trunk, branches = work.network.trunk, work.network.of_peers(work.num_peers)
+    of_image = work.num_views * (_views(work) + _kept(trunk))
+    of_image += sum(times * _kept((each,)) for each, times in branches)
     of_image += _kept(work.over_all)
     # one of all views of a shared trunk, or of one peer
-    largest = max(work.num_views * _largest(trunk), _largest(branch))
+    largest = max(work.num_views * _largest(trunk), _largest(each for each, _ in branches))
     return work.batch_size * work.width * (of_image + PASSING * largest)
 
 
