@@ -109,6 +109,7 @@ def build_state(
     device = torch.device(config.device)
     prepare_backend(config)
     objective = make_objective(config)
+    objective.move_memory(device)
     network = build_network(config, objective).to(device, dtype).train()
     trained = load_teacher(config) if objective.uses_trained_teacher and teach else None
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None

@@ -31,14 +31,15 @@ def tally_state(
         DataError: if the first batch is not as agreed.
     """
     device = next(state.network.parameters()).device
-    networks = {("peer", "ensemble"): _predictor(state.network, state.amp_dtype)}
+    networks = {("peer", "ensemble"): predictor(state.network, state.amp_dtype)}
     if state.mean_teacher is not None:
-        teacher = _predictor(state.mean_teacher.network, state.amp_dtype)
+        teacher = predictor(state.mean_teacher.network, state.amp_dtype)
         networks["mean_teacher", "mean_ensemble"] = teacher
     return tally_heads(networks, CheckedEvalLoader(loader, state.network.num_classes, device), each_batch)
 
 
-def _predictor(network: PeerNetwork, amp_dtype: torch.dtype) -> Predict:
+def predictor(network: PeerNetwork, amp_dtype: torch.dtype) -> Predict:
+    """How a network is asked in evaluation: in eval mode, in which it is put, and in training's precision."""
     network.eval()
 
     def predict(views_VBCHW: Tensor) -> PeerOutputs:

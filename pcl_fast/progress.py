@@ -1,11 +1,12 @@
 """How far a run is: what a checkpoint holds besides the networks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pcl_fast.dist import World
 from pcl_fast.errors import ConfigError
-from pcl_fast.metrics import RunningMeans
+from pcl_fast.metrics import RunningMeans, Tally, accuracies, compared
 from pcl_fast.step.state import TrainState, random_state, restore_random_state
 
 Accuracies = dict[str, dict[str, float]]
@@ -21,6 +22,12 @@ class Progress:
     epochs_closed: int = 0
     records: int = 0
     accuracies: Accuracies = field(default_factory=dict)
+
+    def evaluated(self, tallies: Sequence[Tally]) -> dict[str, Any]:
+        """Keep the accuracies that all ranks have counted; what to write down of them."""
+        self.accuracies = {head: found.as_dict() for head, found in accuracies(tallies).items()}
+        between = compared(tallies)
+        return {"val": self.accuracies} | ({"between": between.as_dict()} if between else {})
 
     def checkpoint(self, state: TrainState, world: World) -> dict[str, Any] | None:
         """All that a later run needs to go on; on the first rank, and None on others: all call it."""

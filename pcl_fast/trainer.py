@@ -1,19 +1,20 @@
 """The training loop: resume, train, evaluate, record, save; everything a step must not do."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
 from pcl_fast.build import build_state
 from pcl_fast.config import Config
 from pcl_fast.contract import OpenData, ViewBatch
-from pcl_fast.dist import ALONE, World
+from pcl_fast.dist import ALONE, Result, World
 from pcl_fast.errors import DivergedError, Preempted
 from pcl_fast.evaluate import tally_state
 from pcl_fast.first_batch import check_views
+from pcl_fast.held_out import learn, observe
 from pcl_fast.keeper import Keeper
 from pcl_fast.lockstep import run_together, to_all
-from pcl_fast.metrics import RunningMeans, Tally, accuracies, compared
+from pcl_fast.metrics import RunningMeans
 from pcl_fast.out_of_memory import advising
 from pcl_fast.progress import Accuracies, Progress
 from pcl_fast.records import describe, num_measured
@@ -174,12 +175,13 @@ class Trainer:
         last = epoch + 1 == self.config.train.epochs
         means = self.progress.epoch_means
         rate = means.rate()
-        measured: Record = {}
+        measured, leave = Record(), self._leave_evaluation
+        if self.objective.wants_held_out:
+            observed = self._on_all(lambda: observe(self.state, self.data.held_out, leave))
+            measured["held_out"] = learn(self.objective, observed)
         if last or (epoch + 1) % self.config.train.eval_every == 0:
-            tallies = self._evaluate()
-            self.progress.accuracies = {head: found.as_dict() for head, found in accuracies(tallies).items()}
-            between = compared(tallies)
-            measured = {"val": self.accuracies} | ({"between": between.as_dict()} if between else {})
+            tallies = self._on_all(lambda: tally_state(self.state, self.data.val, leave))
+            measured |= self.progress.evaluated(tallies)
         record = {"kind": "epoch"} | self._describe(means, epoch) | measured
         self._write(record | {"images_per_second": rate})
         means.reset()
@@ -189,15 +191,15 @@ class Trainer:
         if last:
             self.keeper.finish()
 
-    def _evaluate(self) -> list[Tally]:
-        """What all ranks count; a signal to any is served instead, after the batch at hand."""
+    def _on_all(self, measure: Callable[[], Result]) -> list[Result]:
+        """What all ranks measure; a signal to any is served instead, after the batch at hand."""
         try:
-            tally = tally_state(self.state, self.data.val, self._leave_evaluation)
+            mine = measure()
         except _Stopped:
-            tally = None
-        tallies = self.world.gather(tally)
-        whole = [tally for tally in tallies if tally is not None]
-        if len(whole) < len(tallies):
+            mine = None
+        found = self.world.gather(mine)
+        whole = [each for each in found if each is not None]
+        if len(whole) < len(found):
             self._serve_stop()
         return whole
 

@@ -122,10 +122,11 @@ class KdclConfig:
 
     num_peers: int = 3
     """How many networks learn, each from views of its own."""
-    target: Literal["naive", "linear", "minlogit"] = "minlogit"
+    target: Literal["naive", "linear", "minlogit", "general"] = "minlogit"
     """What teaches all of them. naive: for each image the network with the lowest cross-entropy. linear: the
     convex combination of their logits with the lowest. minlogit: for each class the least logit, less the
-    label's."""
+    label's. general: one combination for all images, with the least squared error on the images of
+    --data.hold-out, measured after every epoch."""
     temperature: float = 2.0
     """Which softens the target and what learns from it."""
     weight: float = 1.0

@@ -1,7 +1,9 @@
 """The contract of an objective: one training method over the multi-branch network."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -41,6 +43,10 @@ class Objective(ABC):
     `shares_trunk`, each peer is a whole network; what peers send back into the trunk is multiplied with
     `split_gradient`. The ensemble is a linear classifier over all features, or what `make_head` makes, with
     `head_weight_decay` if that is given.
+
+    `memory` are tensors that `terms` reads and that no gradient changes: a run keeps them on its device, and
+    saves them. One that `wants_held_out` writes into them, in place, after every epoch what it concludes from
+    observing images held out of training (`--data.hold-out`).
     """
 
     num_peers: int
@@ -56,6 +62,8 @@ class Objective(ABC):
     split_gradient: float = 1.0
     make_head: MakeHead | None = None
     head_weight_decay: float | None = None
+    wants_held_out: bool = False
+    memory: Mapping[str, Tensor] = MappingProxyType({})
 
     @abstractmethod
     def terms(
@@ -77,6 +85,21 @@ class Objective(ABC):
         """
         terms = self.terms(student, teacher, labels_B, weight)
         return Loss(terms.detach(), count_correct(student, labels_B), (terms.sum(),), (None,))
+
+    def move_memory(self, device: torch.device) -> None:
+        """Put what is remembered where training runs, before a step is captured."""
+        self.memory = {name: tensor.to(device) for name, tensor in self.memory.items()}
+
+    def observe(self, student: PeerOutputs, labels_B: Tensor) -> Tensor:
+        """What to add up over all held-out images, of a batch of them; always of one shape, float64.
+
+        The student is in eval mode, and sees each image as one view, un-augmented.
+        """
+        raise NotImplementedError(f"{type(self).__name__} wants held-out images: it must observe them")
+
+    def conclude(self, sums: Tensor, images: int) -> None:
+        """Write into `memory` what the sums over so many images say; on every rank, from sums over all."""
+        raise NotImplementedError(f"{type(self).__name__} wants held-out images: it must conclude from them")
 
 
 def of_each(kind: str, num_peers: int) -> tuple[str, ...]:
@@ -109,6 +132,20 @@ def count_correct(outputs: PeerOutputs, labels_B: Tensor) -> Tensor:
         answers = torch.cat([answers, outputs.ensemble_logits_BC.argmax(-1)[None]])
     right_B = labels_B.argmax(-1) if is_soft(labels_B) else labels_B
     return (answers == right_B).sum(-1)
+
+
+def label_logits(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
+    """<y, z>: the logits of the labels, by weight if those are soft: [V, B]. CE = logsumexp z - <y, z>."""
+    if is_soft(labels_B):
+        return (logits_VBC * labels_B).sum(-1)
+    return logits_VBC.gather(-1, labels_B[None, :, None].expand(len(logits_VBC), -1, 1))[..., 0]
+
+
+def class_weights(like_VBC: Tensor, labels_B: Tensor) -> Tensor:
+    """Labels as weights of all classes, [B, C], of the type of `like_VBC`."""
+    if is_soft(labels_B):
+        return labels_B.to(like_VBC.dtype)
+    return torch.zeros_like(like_VBC[0]).scatter_(1, labels_B[:, None], 1.0)
 
 
 def is_soft(labels_B: Tensor) -> bool:

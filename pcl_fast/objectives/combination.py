@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pcl_fast.objectives.base import label_logits
+
 ROUNDS = 24  # of Newton's method
 SIZES = 8  # of a step that are tried at once: all of it, a half, a quarter...
 CLOSE = 1e-4  # what an inactive weight may cost in the end
@@ -18,8 +20,8 @@ def best_weights(logits_VBC: Tensor, labels_B: Tensor) -> Tensor:
     nothing. Float64, as logits in the hundreds leave curvatures that float32 has no digits for.
     """
     z_BVC = logits_VBC.double().transpose(0, 1)
-    labels_BV1 = labels_B[:, None, None].expand(-1, z_BVC.shape[1], 1)
-    z_BVC = z_BVC - z_BVC.gather(2, labels_BV1)  # the loss is now the logsumexp of what a combines
+    of_labels_BV = label_logits(logits_VBC.double(), labels_B).t()
+    z_BVC = z_BVC - of_labels_BV[..., None]  # the loss is now the logsumexp of what a combines
     reach_B = z_BVC.amax((1, 2)) - z_BVC.amin((1, 2))
     first_B = (0.3 * reach_B).clamp(min=CLOSE)
     weights_BV = torch.full_like(z_BVC[..., 0], 1 / z_BVC.shape[1])

@@ -58,6 +58,7 @@ class TrainState:
             "mean_teacher": _copies(self.mean_teacher.network.state_dict()) if self.mean_teacher else None,
             "momentum": _copies(self.arena.momentum),
             "spikes": self.spikes.state_dict() if self.spikes else None,
+            "memory": _copies(self.objective.memory),
         }
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
@@ -74,11 +75,14 @@ class TrainState:
         self.arena.refresh_half()
         if self.spikes is not None and saved.get("spikes") is not None:
             self.spikes.load_state_dict(saved["spikes"])
+        for name, tensor in self.objective.memory.items():
+            tensor.copy_(saved["memory"][name])
 
     def checksum(self) -> int:
-        """A CRC-32 of all weights and statistics, which are the same on every rank."""
+        """A CRC-32 of all weights, statistics and memory, which are the same on every rank."""
         crc = zlib.crc32(b"")
-        for value in (*self.network.state_dict().values(), self.arena.buffers.momentum):
+        remembered = self.objective.memory.values()
+        for value in (*self.network.state_dict().values(), self.arena.buffers.momentum, *remembered):
             crc = zlib.crc32(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, crc)
         return crc
 
