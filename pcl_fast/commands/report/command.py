@@ -80,8 +80,8 @@ def _page(groups: Sequence[Group], out: Path) -> str:
         Section("Settings that differ", settings),
         Section("Runs", table("runs", runs_table(groups))),
     ]
-    note = f"{runs} run{'s' * (runs > 1)}. Those that differ in nothing but their seed are shown as one."
-    return page(f"pcl-fast report: {', '.join(group.label for group in groups)}", note, sections)
+    note = "Runs that differ in nothing but their seed are shown as one."
+    return page(f"pcl-fast report of {runs} run{'s' * (runs > 1)}", note, sections)
 
 
 def _maps(groups: Sequence[Group], out: Path) -> str:

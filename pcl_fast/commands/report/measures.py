@@ -57,6 +57,11 @@ def of_head(head: str, name: str) -> Measure:
     return lambda record: record.get("val", {}).get(head, {}).get(name)
 
 
+def since(epoch: int, measure: Measure) -> Measure:
+    """A measure from an epoch (counted from 1) on."""
+    return lambda record: measure(record) if record["epoch"] + 1 >= epoch else None
+
+
 def of_pairs(kind: str, name: str) -> Measure:
     """A measure of BETWEEN, the mean over all pairs of a kind; None where there is no such pair."""
 

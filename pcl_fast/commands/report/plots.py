@@ -1,10 +1,20 @@
 """The pictures of a report: curves of all groups, and the pairs of heads of a run."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pcl_fast.commands.report.measures import BETWEEN, KINDS, Measure, curve, loss, of_head, of_pairs
+from pcl_fast.commands.report.measures import (
+    BETWEEN,
+    KINDS,
+    Measure,
+    curve,
+    loss,
+    of_head,
+    of_pairs,
+    since,
+)
 from pcl_fast.commands.report.runs import FoundRun, Group
 from pcl_fast.sinks import line_or_points
 
@@ -16,18 +26,24 @@ if TYPE_CHECKING:
 # Paul Tol's `muted` without its grey: told apart with any colour vision.
 COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933")
 DASHES = ("-", "--", "-.", ":")
-WIDTH, ROW, LEGEND_ROW = 11.0, 3.4, 0.24  # inches
+MARKERS = ("", "o", "s", "^", "D")  # of the first groups, and of those that have the same colours again
+WIDTH, ROW, LEGEND_ROW, LEGEND_COLUMNS = 13.0, 3.8, 0.24, 4  # inches
 ANNOTATED = 9  # heads, at most, whose figures are written into their squares
 
 
 def draw_results(groups: Sequence[Group]) -> "Figure":
-    """Test accuracy of every group's results, and its training loss."""
-    figure, axes = _panels(1, 2, len(_results(groups)))
-    _draw_results(axes[0][0], groups, "top1")
-    axes[0][0].set(title="Test accuracy", ylabel="top-1 (%)")
+    """Test accuracy of every group's results, the same where it ends, and the training loss."""
+    figure, axes = _panels(1, 3, len(_results(groups)))
+    whole, end, losses = axes[0]
+    longest = max(run.done for group in groups for run in group.runs)
     for number, group in enumerate(groups):
-        _draw(axes[0][1], group, loss, number, "-")
-    axes[0][1].set(title="Training loss, sum of all terms", ylabel="nats an image", yscale="log")
+        evaluated = any(run.last is not None for run in group.runs)
+        _draw(losses, group, loss, number, label=None if evaluated else group.label)
+    _draw_results(whole, groups, "top1")
+    _draw_results(end, groups, "top1", first=longest - longest // 3)
+    whole.set(title="Test accuracy", ylabel="top-1 (%)")
+    end.set(title="Test accuracy, last third", ylabel="top-1 (%)")
+    losses.set(title="Training loss, sum of all terms", ylabel="nats an image")
     return _finished(figure, axes)
 
 
@@ -50,8 +66,8 @@ def draw_between(groups: Sequence[Group]) -> "Figure | None":
     for row, (name, label) in zip(axes, BETWEEN.items(), strict=True):
         for each, kind in zip(row, kinds, strict=True):
             for number, group in enumerate(groups):
-                _draw(each, group, of_pairs(kind, name), number, "-", group.label)
-        row[0].set_ylabel(label)
+                _draw(each, group, of_pairs(kind, name), number, label=group.label)
+        row[0].set(ylabel=label, yscale="log" if name == "kl" else "linear")
     for each, kind in zip(axes[0], kinds, strict=True):
         each.set_title(KINDS[kind][0].upper() + KINDS[kind][1:])
     return _finished(figure, axes)
@@ -64,27 +80,34 @@ def draw_pairs(run: FoundRun) -> "Figure | None":
     between = None if run.last is None else run.last.get("between")
     if between is None:
         return None
-    heads = [head.replace("_", " ") for head in between["heads"]]
+    heads = [re.sub(r"(\d+)$", r" \1", head.replace("_", " ")) for head in between["heads"]]
     figure = Figure(figsize=(WIDTH, 2.2 + 0.28 * len(heads)), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(BETWEEN)), BETWEEN.items(), strict=True):
-        image = axes.imshow(between[name], cmap="cividis", vmin=0 if name != "agreement" else None)
+        image = axes.imshow(_without_diagonal(between[name]), cmap="cividis")
         axes.set(title=label[0].upper() + label[1:])
         axes.set_xticks(range(len(heads)), heads, rotation=90, fontsize="small")
         axes.set_yticks(range(len(heads)), heads if name == "agreement" else [], fontsize="small")
-        figure.colorbar(image, ax=axes, shrink=0.8)
+        figure.colorbar(image, ax=axes, fraction=0.046)
         if len(heads) <= ANNOTATED:
             _annotate(axes, between[name])
     return figure
 
 
+def _without_diagonal(matrix: Sequence[Sequence[float]]) -> list[list[float]]:
+    """A head beside itself, which would take up most of the colours, is left blank."""
+    return [[math.nan if i == j else value for j, value in enumerate(row)] for i, row in enumerate(matrix)]
+
+
 def _annotate(axes: "Axes", matrix: Sequence[Sequence[float]]) -> None:
     """Each figure in its square, light on dark or dark on light."""
-    flat = [value for row in matrix for value in row]
-    middle = (min(flat) + max(flat)) / 2
+    others = [value for i, row in enumerate(matrix) for j, value in enumerate(row) if i != j]
+    middle, digits = (min(others) + max(others)) / 2, 3 if max(others) < 0.2 else 2
     for i, row in enumerate(matrix):
         for j, value in enumerate(row):
-            colour = "black" if value > middle else "white"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize="x-small")
+            if i != j:
+                colour = "black" if value > middle else "white"
+                text = f"{value:.{digits}f}"
+                axes.text(j, i, text, ha="center", va="center", color=colour, fontsize="x-small")
 
 
 def _panels(
@@ -93,7 +116,7 @@ def _panels(
     """A figure of panels with room for a legend of so many entries below them."""
     from matplotlib.figure import Figure
 
-    height = ROW * rows * (1 if rows == 1 else 0.72) + LEGEND_ROW * math.ceil(entries / 3)
+    height = ROW * rows * (1 if rows == 1 else 0.72) + LEGEND_ROW * math.ceil(entries / LEGEND_COLUMNS)
     figure = Figure(figsize=(WIDTH, height + 0.2), layout="constrained")
     axes = figure.subplots(
         rows, columns, squeeze=False, sharex=rows > 1, sharey="row" if share_rows else False
@@ -108,12 +131,12 @@ def _finished(figure: "Figure", axes: list[list["Axes"]]) -> "Figure":
         each.grid(alpha=0.3)
         each.locator_params(axis="x", integer=True)
         found, labels = each.get_legend_handles_labels()
-        handles = dict(zip(labels, found, strict=True)) | handles
+        handles |= dict(zip(labels, found, strict=True))
     for each in axes[-1]:
         each.set_xlabel("epoch")
     if handles:
         figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+            handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False
         )
     return figure
 
@@ -122,28 +145,28 @@ def _results(groups: Sequence[Group]) -> list[str]:
     return [result for group in groups for result in group.headline]
 
 
-def _draw_results(axes: "Axes", groups: Sequence[Group], name: str) -> None:
-    """The first result of a group as a line, others broken."""
+def _draw_results(axes: "Axes", groups: Sequence[Group], name: str, first: int = 0) -> None:
+    """The first result of a group as a line, others broken; from an epoch on."""
     for number, group in enumerate(groups):
         for place, (result, head) in enumerate(group.headline.items()):
             label = group.label if len(group.headline) == 1 else f"{group.label}: {result}"
-            _draw(axes, group, of_head(head, name), number, DASHES[place % len(DASHES)], label)
+            dashes = DASHES[place % len(DASHES)]
+            _draw(axes, group, since(first, of_head(head, name)), number, dashes, label)
 
 
 def _draw(
-    axes: "Axes", group: Group, measure: Measure, number: int, dashes: str, label: str | None = None
+    axes: "Axes", group: Group, measure: Measure, number: int, dashes: str = "-", label: str | None = None
 ) -> None:
     """The mean over a group's seeds, and a band of their spread; nothing without a figure."""
     found = curve(group.runs, measure)
     if not found.at:
         return
-    colour, marker = COLOURS[number % len(COLOURS)], "ovsD^"[number // len(COLOURS) % 5]
-    if line_or_points(found.at) == "o" or number >= len(COLOURS):
-        axes.plot(
-            found.at, found.mean, marker=marker, markersize=4, color=colour, linestyle=dashes, label=label
-        )
-    else:
-        axes.plot(found.at, found.mean, dashes, color=colour, label=label)
+    colour, again = COLOURS[number % len(COLOURS)], number // len(COLOURS)
+    alone = line_or_points(found.at) == "o"
+    marker = MARKERS[again % len(MARKERS)] or ("o" if alone else "")
+    every = max(1, len(found.at) // 8)
+    style = {"marker": marker, "markevery": every, "markersize": 5}
+    axes.plot(found.at, found.mean, dashes, color=colour, label=label, **style)
     if any(found.spread):
         low, high = (
             [m + sign * s for m, s in zip(found.mean, found.spread, strict=True)] for sign in (-1, 1)

@@ -11,6 +11,7 @@ from pcl_fast.commands.report.runs import OF_EACH_RUN, FoundRun, Group
 UNKNOWN = "\N{EN DASH}"
 RESULTS = ("run", "method", "network", "result", "seeds", "epochs", "top-1 %", "ECE %")
 OF_PEERS = ("peers agree", "KL of peers, nats", "distance of peers", "training, s")
+SHAPES = {"agreement": "{:.3f}", "kl": "{:.4f}", "distance": "{:.3f}"}
 RUNS = ("folder", "run", "seed", "epochs", "last top-1 %", "training, s")
 
 
@@ -72,7 +73,7 @@ def settings_tables(groups: Sequence[Group]) -> tuple[Cells, Cells]:
 
 
 def _about_group(group: Group) -> tuple[str, ...]:
-    between = [_mean(last_values(group, of_pairs("peers", name)), "{:.4g}") for name in BETWEEN]
+    between = [_mean(last_values(group, of_pairs("peers", name)), SHAPES[name]) for name in BETWEEN]
     seconds = [run.seconds for run in group.counted if run.seconds is not None]
     return (*between, _mean(seconds, "{:,.0f}"))
 
