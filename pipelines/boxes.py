@@ -43,12 +43,13 @@ class Boxes(Generic[Array]):
     `boxes_VB4` int64: top, left, height, width, in pixels of the image; a view is made of the pixels
     inside alone. `flip_VB` bool: whether the view is mirrored. `grids_VB4` int64: rows and columns that
     the box is resized to, and the first row and column of them that the view shows; None if the view
-    shows all.
+    shows all. `colours_VB5` float32: how colours are jittered (colours.py); None if they are not.
     """
 
     boxes_VB4: Array
     flip_VB: Array
     grids_VB4: Array | None = None
+    colours_VB5: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ their order; draw 10, after the flip's word, that of gray. Factors are multiples
 they are the same bits on every device.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from pcl_fast.errors import ConfigError
 from pcl_fast.philox import Stream, below_torch, philox_torch
-from pipelines.boxes import FLIP_DRAW
+from pipelines.boxes import FLIP_DRAW, Boxes
 
 COLOUR_DRAW = FLIP_DRAW + 1
 BITS = 22
-ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))  # as `_in_order` makes them
 LUMA = (0.2989, 0.587, 0.114)
 WHITE = 255.0
 
@@ -39,6 +40,13 @@ class ColourRule:
         for name in self.__slots__:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is no strength of jitter: give 0 to 1")
+
+    @classmethod
+    def of(cls, strength: float) -> "ColourRule | None":
+        """Torchvision's `ColorJitter(strength, strength, strength)`; None for 0."""
+        if strength == 0:
+            return None
+        return cls(brightness=strength, contrast=strength, saturation=strength)
 
     @property
     def whole(self) -> tuple[tuple[int, int, int], int]:
@@ -68,10 +76,35 @@ def draw_colours(
     return torch.stack([*factors, *(number.to(torch.float32) for number in which)], -1)
 
 
+def with_colours(
+    boxes: Boxes[Tensor], sample_ids_B: Tensor, seed: int, epoch: int, rule: ColourRule | None
+) -> Boxes[Tensor]:
+    """The boxes with what `draw_colours` draws for their views; as they are without a rule."""
+    if rule is None:
+        return boxes
+    colours_VB5 = draw_colours(sample_ids_B, len(boxes.flip_VB), seed, epoch, rule)
+    return dataclasses.replace(boxes, colours_VB5=colours_VB5)
+
+
+def jittered(
+    pixels: Tensor,
+    sample_ids_B: Tensor,
+    num_views: int,
+    seed: int,
+    epoch: int | Tensor,
+    rule: ColourRule | None,
+) -> Tensor:
+    """Views [V * B, C, H, W] of pixels from 0 to 255, in float32 with a rule, and as they are without."""
+    if rule is None:
+        return pixels
+    colours_VB5 = draw_colours(sample_ids_B, num_views, seed, epoch, rule)
+    return apply_colours(pixels.unflatten(0, (num_views, -1)).float(), colours_VB5).flatten(0, 1)
+
+
 def apply_colours(views_VBCSS: Tensor, colours_VB5: Tensor) -> Tensor:
     """Jitter views whose pixels are from 0 to 255, each operation's result clamped to that."""
     order_VB, gray_VB = colours_VB5[..., 3].long(), colours_VB5[..., 4] > 0
-    orders_VB3 = torch.tensor(ORDERS, device=views_VBCSS.device)[order_VB]
+    orders_VB3 = _in_order(order_VB)
     factors_VB3 = colours_VB5[..., :3].to(views_VBCSS.dtype)
     for slot in range(3):
         which_VB = orders_VB3[..., slot]
@@ -82,6 +115,14 @@ def apply_colours(views_VBCSS: Tensor, colours_VB5: Tensor) -> Tensor:
         factor = _over_pixels(factors_VB3.gather(-1, which_VB.unsqueeze(-1)).squeeze(-1))
         views_VBCSS = (anchor + factor * (views_VBCSS - anchor)).clamp(0, WHITE)
     return torch.where(_over_pixels(gray_VB), _luma(views_VBCSS).clamp(0, WHITE), views_VBCSS)
+
+
+def _in_order(order_VB: Tensor) -> Tensor:
+    """`ORDERS` by number, [V, B, 3], computed: a table on the host would have to be fetched."""
+    first_VB, swapped_VB = order_VB // 2, order_VB % 2 > 0
+    least_VB, most_VB = (first_VB == 0).long(), 2 - (first_VB == 2).long()
+    second_VB = torch.where(swapped_VB, most_VB, least_VB)
+    return torch.stack([first_VB, second_VB, 3 - first_VB - second_VB], -1)
 
 
 def _luma(views_VBCSS: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ PIL leaves out: the outermost rows and columns of views that are smaller than th
 gray levels, the rest by less than 1/50 of one. On two cores they take three times as long.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -27,6 +28,7 @@ from pcl_fast.errors import ConfigError
 from pipelines import views_cpu
 from pipelines.background import in_background
 from pipelines.boxes import Boxes, CropRule, centre_boxes_numpy, draw_boxes_numpy
+from pipelines.colours import draw_colours
 from pipelines.dali_pipeline import Plan, require_dali
 from pipelines.dali_work import BoxRule, Made, Work
 from pipelines.images import ImageSource, check_labels, open_images
@@ -52,6 +54,11 @@ class DaliTrainLoader:
             DataError: if they are missing, damaged, of other classes, or too few for one batch.
             ConfigError: for options that do not fit them, or without DALI.
         """
+        if options.colours is not None and options.crops == "library":
+            raise ConfigError(
+                "--data.crops library: DALI's own crops have no colour jitter; leave it out, or "
+                "--data.color-jitter"
+            )
         self.source, self.options = _open(path, options), options
         self.plan = EpochPlan.of(len(self.source.labels_N), options, self.source.page_of_N)
         self.num_samples, self.steps_per_epoch = self.plan.num_samples, self.plan.steps_per_epoch
@@ -69,7 +76,12 @@ class DaliTrainLoader:
         rule = CropRule(options.scale, options.ratio)
 
         def boxes(sizes_B2: NDArray[np.int64], ids_B: NDArray[np.int64]) -> Boxes[NDArray[np.int64]]:
-            return draw_boxes_numpy(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
+            found = draw_boxes_numpy(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
+            if options.colours is None:
+                return found
+            ids = torch.from_numpy(ids_B)
+            drawn = draw_colours(ids, options.num_views, options.seed, epoch, options.colours)
+            return dataclasses.replace(found, colours_VB5=drawn.numpy())
 
         work = self._work.resized(options.in_epoch(epoch).image_size)
         return self._views(work, self.plan.batches(epoch, first_step), boxes)

@@ -158,20 +158,20 @@ class _Run:
         elif work.plan.padded:
             self._views_on_the_device(batch, outputs, out)
         else:
-            self._views_where_decoded(
-                views_cpu.Job(_on(work.device, batch.boxes), work.spec, out), outputs[0]
-            )
+            boxes = _on(work.device, batch.boxes)
+            self._views_where_decoded(views_cpu.Job(boxes, work.spec, out, boxes.colours_VB5), outputs[0])
         return out
 
     def _views_on_the_device(self, batch: _Batch, outputs: Sequence[Any], out: Tensor) -> None:
         """Of all images at once; one by one if padding them to one size took too much memory."""
         boxes, spec = _on(self.work.device, batch.boxes), self.work.spec
         if padded_size(batch.fed.sizes_B2) is not None:
-            make_views(torch.from_dlpack(outputs[1].as_tensor()), boxes, spec, out=out)
+            make_views(torch.from_dlpack(outputs[1].as_tensor()), boxes, spec, boxes.colours_VB5, out)
             return
         for place in range(len(batch.ids_B)):
             image_BHWC = torch.from_dlpack(outputs[0][place]).unsqueeze(0)
-            out[:, place] = make_views(image_BHWC, _one(boxes, place), spec)[:, 0]
+            one = _one(boxes, place)
+            out[:, place] = make_views(image_BHWC, one, spec, one.colours_VB5)[:, 0]
 
     def _views_where_decoded(self, job: views_cpu.Job, decoded: Any) -> None:
         """By C++ in as many threads as decode, from DALI's memory."""
@@ -209,12 +209,12 @@ def _on(device: torch.device, boxes: Boxes[NDArray[Any]]) -> Boxes[Tensor]:
     def moved(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    grids_VB4 = None if boxes.grids_VB4 is None else moved(boxes.grids_VB4)
-    return Boxes(moved(boxes.boxes_VB4), moved(boxes.flip_VB), grids_VB4)
+    perhaps = (None if drawn is None else moved(drawn) for drawn in (boxes.grids_VB4, boxes.colours_VB5))
+    return Boxes(moved(boxes.boxes_VB4), moved(boxes.flip_VB), *perhaps)
 
 
 def _one(boxes: Boxes[Tensor], place: int) -> Boxes[Tensor]:
     """Those of one image."""
     only = slice(place, place + 1)
-    grids_VB4 = None if boxes.grids_VB4 is None else boxes.grids_VB4[:, only]
-    return Boxes(boxes.boxes_VB4[:, only], boxes.flip_VB[:, only], grids_VB4)
+    perhaps = (None if drawn is None else drawn[:, only] for drawn in (boxes.grids_VB4, boxes.colours_VB5))
+    return Boxes(boxes.boxes_VB4[:, only], boxes.flip_VB[:, only], *perhaps)

@@ -22,6 +22,7 @@ from pcl_fast.errors import ConfigError
 from pipelines import views_cpu
 from pipelines.augment import random_boxes
 from pipelines.boxes import Boxes, CropRule, centre_boxes
+from pipelines.colours import with_colours
 from pipelines.ffcv_work import BoxRule, CheckedImages, Decoded, Served, ViewsOnTheDevice, ViewsWhenDecoded
 from pipelines.images import check_labels
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
@@ -83,7 +84,8 @@ class FfcvTrainLoader:
         rule = CropRule(options.scale, options.ratio)
 
         def boxes(sizes_B2: Tensor, ids_B: Tensor) -> Boxes[Tensor]:
-            return random_boxes(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
+            found = random_boxes(sizes_B2, ids_B, options.num_views, options.seed, epoch, rule)
+            return with_colours(found, ids_B, options.seed, epoch, options.colours)
 
         return self._engine.work(boxes, options.image_size)
 

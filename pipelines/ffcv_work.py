@@ -84,7 +84,7 @@ class ViewsWhenDecoded:
         like = self.spec.empty(views, batch, torch.device("meta"))
         memory = self.memory.empty(like.numel() * like.element_size())
         views_VBCSS = memory.view(like.dtype).as_strided(like.shape, like.stride())
-        job = Job(boxes, self.spec, views_VBCSS)
+        job = Job(boxes, self.spec, views_VBCSS, boxes.colours_VB5)
         self.samples.ask(ids_B, table)
         table[:, kernel.OUT], table[:, kernel.JOB] = 0, job.address
         return views_VBCSS, job
@@ -159,4 +159,5 @@ class ViewsOnTheDevice:
             for tensor in (made.images_BHWC, made.sizes_B2, made.labels_B, made.ids_B):
                 tensor.record_stream(current)
         boxes = self.boxes(made.sizes_B2, made.ids_B)
-        return Served(make_views(made.images_BHWC, boxes, self.spec), made.labels_B, made.ids_B)
+        views_VBCSS = make_views(made.images_BHWC, boxes, self.spec, boxes.colours_VB5)
+        return Served(views_VBCSS, made.labels_B, made.ids_B)

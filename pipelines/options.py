@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.errors import ConfigError
+from pipelines.colours import ColourRule
 from pipelines.normalisation import Normalisation
 
 Order = Literal["shuffled", "pages"]
@@ -96,6 +97,8 @@ class ImageTrainOptions(ImageOptions):
     """Least and greatest width of a crop over its height."""
     epoch_sizes: tuple[int, ...] = ()
     """Height and width of the views of the first epochs, in the place of `image_size`."""
+    colours: ColourRule | None = None
+    """How colours are jittered."""
 
     def __post_init__(self) -> None:
         ImageOptions.__post_init__(self)

@@ -15,6 +15,7 @@ from pcl_fast.contract import EvalBatch, ViewBatch
 from pcl_fast.device import has_triton
 from pcl_fast.errors import ConfigError, DataError
 from pipelines.cifar_views import CropTable, Normaliser, draw_crops
+from pipelines.colours import ColourRule, jittered
 from pipelines.normalisation import Normalisation
 from pipelines.order import (
     check_first_step,
@@ -69,6 +70,8 @@ class TrainOptions(EvalOptions):
     dtype: torch.dtype = torch.float32
     hold_out: int = 0
     """So many samples, drawn by the seed, are never served."""
+    colours: ColourRule | None = None
+    """How colours are jittered, after the crop; views are float32 then."""
 
     def __post_init__(self) -> None:
         EvalOptions.__post_init__(self)  # super() does not work in a dataclass with slots
@@ -131,7 +134,8 @@ class ResidentTrainLoader:
         laid = self._lay_out(epoch)
         for begin in range(first_step * batch_size, len(laid.order_N), batch_size):
             rows = slice(begin, begin + batch_size)
-            yield self._make(laid.starts_VNP[:, rows], laid.labels_N[rows], laid.order_N[rows])
+            part = Epoch(laid.order_N[rows], laid.starts_VNP[:, rows], laid.labels_N[rows])
+            yield self._make(part, epoch)
 
     def begin(self, epoch: int, first_step: int = 0) -> None:
         """Lay an epoch out on the device, for `take` to serve from batch `first_step` on.
@@ -143,11 +147,12 @@ class ResidentTrainLoader:
         laid = self._lay_out(epoch)
         if self._laid is None:
             self._laid = laid
-            self._step = torch.zeros((), dtype=torch.int64, device=self.options.device)
+            self._step, self._number = torch.zeros(2, dtype=torch.int64, device=self.options.device).unbind()
         else:
             for place, values in zip(self._laid, laid, strict=True):
                 place.copy_(values)
         self._step.fill_(first_step)
+        self._number.fill_(epoch)
 
     def take(self) -> ViewBatch:
         """The next batch of the epoch that `begin` has laid out; its place in it is kept on the device."""
@@ -160,11 +165,12 @@ class ResidentTrainLoader:
         self._step += 1
         order_N, starts_VNP, labels_N = self._laid
         labels_B, ids_B = labels_N.index_select(0, rows_B), order_N.index_select(0, rows_B)
-        return self._make(starts_VNP.index_select(1, rows_B), labels_B, ids_B)
+        return self._make(Epoch(ids_B, starts_VNP.index_select(1, rows_B), labels_B), self._number)
 
     def _has_kernel(self) -> bool:
         options = self.options
-        return options.device.type == "cuda" and options.channels_last and has_triton()
+        fits = options.channels_last and options.colours is None
+        return options.device.type == "cuda" and fits and has_triton()
 
     def _take_by_kernel(self, laid: "Epoch") -> ViewBatch:
         from pipelines.resident_triton import Place, take_triton
@@ -183,10 +189,13 @@ class ResidentTrainLoader:
         crops = draw_crops(order_N, options.num_views, options.seed, epoch)
         return Epoch(order_N, self.table.locate(order_N, crops), self.labels_N[order_N])
 
-    def _make(self, starts_VBP: Tensor, labels_B: Tensor, sample_ids_B: Tensor) -> ViewBatch:
-        images_BCHW = self.normalise(self.table.read(starts_VBP))
-        views_VBCHW = images_BCHW.unflatten(0, (self.options.num_views, -1))
-        return ViewBatch(views_VBCHW=views_VBCHW, labels_B=labels_B, sample_ids_B=sample_ids_B)
+    def _make(self, batch: "Epoch", epoch: int | Tensor) -> ViewBatch:
+        """The views of a part of an epoch, which is number `epoch`."""
+        ids_B, options = batch.order_N, self.options
+        drawn = (ids_B, options.num_views, options.seed, epoch, options.colours)
+        images_BCHW = self.normalise(jittered(self.table.read(batch.starts_VNP), *drawn))
+        views_VBCHW = images_BCHW.unflatten(0, (options.num_views, -1))
+        return ViewBatch(views_VBCHW=views_VBCHW, labels_B=batch.labels_N, sample_ids_B=ids_B)
 
 
 class Epoch(NamedTuple):

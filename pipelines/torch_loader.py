@@ -22,6 +22,7 @@ from pcl_fast.contract import EvalBatch, ViewBatch, ended
 from pcl_fast.errors import DataError
 from pipelines.boxes import CropRule, draw_boxes_numpy
 from pipelines.cifar_views import Normaliser
+from pipelines.colours import jittered
 from pipelines.images import ImageSource, check_labels, decode, open_images
 from pipelines.options import ImageEvalOptions, ImageOptions, ImageTrainOptions
 from pipelines.order import EpochPlan, share
@@ -65,9 +66,12 @@ class TorchTrainLoader:
         options = images.options
         finish = _Finish(options)
         with ended(_load(images, batches, options)) as made:
-            for views, labels_B, ids_B in made:
-                views_VBCHW = finish(views).unflatten(0, (options.num_views, -1))
-                yield ViewBatch(views_VBCHW, finish.move(labels_B), finish.move(ids_B))
+            for views, labels_B, samples_B in made:
+                ids_B = finish.move(samples_B)
+                drawn = (ids_B, options.num_views, options.seed, images.epoch, options.colours)
+                pixels = jittered(finish.move(views), *drawn)
+                views_VBCHW = finish(pixels).unflatten(0, (options.num_views, -1))
+                yield ViewBatch(views_VBCHW, finish.move(labels_B), ids_B)
 
 
 class TorchEvalLoader:

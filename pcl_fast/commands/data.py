@@ -11,6 +11,7 @@ from pcl_fast.commands import image_data
 from pcl_fast.config import NUM_CLASSES, TEST_IMAGES, TRAIN_IMAGES, Config
 from pcl_fast.contract import EvalLoader, OpenData, TrainLoader, close_if_possible
 from pcl_fast.errors import ConfigError
+from pipelines.colours import ColourRule
 from pipelines.cutout import with_cutout
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.order import held_out_ids
@@ -27,6 +28,8 @@ def fit_to_data(config: Config) -> Config:
     """
     data = config.data
     if data.backend == "synthetic":
+        if data.color_jitter:
+            raise ConfigError(f"--data.color-jitter {data.color_jitter}: synthetic images have no colours")
         return config
     if data.dataset == "imagenet":
         return image_data.fit_to_images(config)
@@ -108,6 +111,7 @@ def _resident_train(config: Config, num_views: int, arrays: CifarArrays, rank: i
         num_views=num_views,
         seed=config.seed,
         drop_last=config.data.drop_last,
+        colours=ColourRule.of(config.data.color_jitter),
         hold_out=config.data.hold_out,
         dtype=torch.bfloat16 if config.amp.dtype == "bfloat16" else torch.float32,
         rank=rank,

@@ -14,6 +14,7 @@ from pcl_fast.config import Backend, Config
 from pcl_fast.contract import EvalLoader, OpenData, TrainLoader
 from pcl_fast.errors import ConfigError, DataError
 from pcl_fast.schedules import view_size
+from pipelines.colours import ColourRule
 from pipelines.images import ClassList, list_classes, open_images
 from pipelines.normalisation import NORMALISATIONS
 from pipelines.options import ImageEvalOptions, ImageTrainOptions
@@ -120,6 +121,7 @@ def _open_train(config: Config, num_views: int, rank: int) -> TrainLoader:
         subset=data.subset,
         hold_out=data.hold_out,
         epoch_sizes=epoch_sizes(config),
+        colours=ColourRule.of(data.color_jitter),
         **_common(config, rank),
     )
     return _loader(data.backend, "TrainLoader")(_readable(config, data.train, "train"), options)

@@ -61,6 +61,9 @@ class DataConfig:
     cutout: int = 0
     """Set a square of CUTOUT x CUTOUT pixels of each view to the mean colour; 0: none. Not what the paper
     did."""
+    color_jitter: float = 0.0
+    """Change brightness, contrast and saturation of each view by up to this share, in random order; 0: not.
+    Not what the paper did."""
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -72,6 +75,8 @@ class DataConfig:
         start = self.resize_from
         fits = start is None or (start % 32 == 0 and 32 <= start <= self.pixels)
         require(fits, "data.resize-from", start, f"give a multiple of 32, at most {self.pixels}")
+        jitter = self.color_jitter
+        require(0 <= jitter <= 1, "data.color-jitter", jitter, "give a share, 0 (off) to 1")
         hole, most = self.cutout, self.pixels
         require(0 <= hole <= most, "data.cutout", hole, f"give 0 (off) to {most} pixels")
         require(0 < self.resize_until <= 1, "data.resize-until", self.resize_until, "give a share, up to 1")
