@@ -13,6 +13,7 @@ from pcl_fast.contract import PeerOutputs
 from pcl_fast.device import memory_format, prepare_backend
 from pcl_fast.dist import ALONE, World
 from pcl_fast.errors import ConfigError
+from pcl_fast.first_weights import begin_with
 from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.kernels.sgd_ema import SgdRule
 from pcl_fast.models.network_operations import NetworkOperations, network_operations
@@ -22,6 +23,7 @@ from pcl_fast.models.view_norm import synchronise
 from pcl_fast.models.zoo import Backbone, find_backbone
 from pcl_fast.objectives import Objective, make_objective
 from pcl_fast.philox import Stream, philox_torch
+from pcl_fast.run_network import RunNetwork
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.compiled import Compiled, Say
 from pcl_fast.step.mean_teacher import MeanTeacher
@@ -100,17 +102,22 @@ def build_state(
     say: Say = warnings.warn,
     world: World = ALONE,
     teach: bool = True,
+    first: RunNetwork | None = None,
 ) -> TrainState:
     """Everything a step needs, at step 0, with weights of type `dtype`. `config` must be resolved.
 
     `say` is told if the network cannot be compiled, and so runs as it is. The weights are the same on every
-    rank of `world`. A trained teacher need not be there unless it is to `teach`.
+    rank of `world`, random but for those of `first`. A trained teacher need not be there unless it is to
+    `teach`.
     """
     device = torch.device(config.device)
     prepare_backend(config)
     objective = make_objective(config)
     objective.move_memory(device)
-    network = build_network(config, objective).to(device, dtype).train()
+    network = build_network(config, objective)
+    if first is not None:
+        say(begin_with(network, objective, first))
+    network = network.to(device, dtype).train()
     trained = load_teacher(config) if objective.uses_trained_teacher and teach else None
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
     teacher = mean_teacher.network if mean_teacher else None

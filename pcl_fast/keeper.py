@@ -17,10 +17,19 @@ class Keeper:
     """Saves to and restores from a run's folder, which the first rank reads and writes for all.
 
     A disk that refuses a save does not end the run, unless it is one to wait for; `say` is told. When and
-    where each process began, and how it ended, is noted in the folder.
+    where each process began, and how it ended, is noted in the folder; so is the SHA-256 of the network that
+    the run began with (`init`), if there was one.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, world: World, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        world: World,
+        say: Callable[[str], None],
+        init: str | None = None,
+    ) -> None:
+        self._init = init
         self._config, self._folder, self._world, self._say = config, folder, world, say
         self._saver = Saver(folder.checkpoints, folder.model)
         self._saved, self._step = time.monotonic(), 0
@@ -45,7 +54,8 @@ class Keeper:
         before = self._log.previous()
         if before is not None:
             self._say(before)
-        self._log.started(step=step, ranks=self._world.size, device=self._config.device)
+        facts = {} if self._init is None else {"init": self._init}
+        self._log.started(step=step, ranks=self._world.size, device=self._config.device, **facts)
 
     def is_due(self, epoch: int) -> bool:
         """Whether to save after an epoch (0-based); the same on all ranks."""

@@ -69,6 +69,10 @@ class RunFolder:
             )
         return replace(config, train=replace(config.train, batch_size=images))
 
+    def goes_on(self, config: Config) -> bool:
+        """Whether a run with this configuration would go on from a checkpoint here."""
+        return config.resume and bool(self.checkpoints.paths())
+
     def claim(self, config: Config) -> RunLock:
         """Lock the folder for a run with this (resolved) configuration, and write config.json.
 

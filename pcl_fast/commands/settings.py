@@ -158,7 +158,7 @@ def _stages(run: Config, folder: Path) -> list[tuple[Config, Path]]:
     if run.method != "kd" or run.kd.teacher is not None:
         return [(run, folder)]
     teacher = folder / "teacher"
-    first = dataclasses.replace(run, method="vanilla", model=run.kd.teacher_model or run.model)
+    first = dataclasses.replace(run, method="vanilla", model=run.kd.teacher_model or run.model, init=None)
     second = dataclasses.replace(run, kd=dataclasses.replace(run.kd, teacher=teacher))
     return [(first, teacher), (second, folder)]
 

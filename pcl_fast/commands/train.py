@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from pcl_fast.build import build_network
 from pcl_fast.commands.compare import report_comparison, report_run
 from pcl_fast.commands.data import opened_data
 from pcl_fast.commands.settings import Chosen, choose
@@ -19,6 +20,7 @@ from pcl_fast.contract import OpenData
 from pcl_fast.dist import ALONE, World, joined
 from pcl_fast.errors import ConfigError
 from pcl_fast.figures import describe_rate
+from pcl_fast.first_weights import begin_with, read_first_weights
 from pcl_fast.objectives import make_objective
 from pcl_fast.run_folder import FREE_SETTINGS, RunFolder
 from pcl_fast.signals import StopSignal
@@ -94,6 +96,7 @@ def train(runs: Runs, console: Console, world: World = ALONE, stop: StopSignal |
             folder = RunFolder(path)
             config = _fitting(given, folder, world)
             data = _opened(config, stack, world)
+            world.on_first(partial(_check_first_weights, folder, config))
             world.on_first(partial(_claim, folder, config, stack))
             _say_sizes(config, given, console)
             sinks = _sinks(folder, console, alone=len(runs) == 1) if world.is_first else []
@@ -115,6 +118,14 @@ def _opened(config: Config, stack: contextlib.ExitStack, world: World) -> OpenDa
     sizes = {"images": data.train.num_samples, "steps an epoch": data.train.steps_per_epoch}
     world.agree("data set", sizes | {"fingerprint": config.data.fingerprint})
     return data
+
+
+def _check_first_weights(folder: RunFolder, config: Config) -> None:
+    """Raise what is wrong with `--init` before the folder is taken for a run that begins with it."""
+    given = None if folder.goes_on(config) else read_first_weights(config)
+    if given is not None:
+        objective = make_objective(config)
+        begin_with(build_network(config, objective), objective, given)
 
 
 def _claim(folder: RunFolder, config: Config, stack: contextlib.ExitStack) -> None:

@@ -31,6 +31,9 @@ class Config:
     split: str | None = None
     """The module at which branches begin, as `layer3`, or `none` for peers that share nothing; needed for
     networks that are not ours."""
+    init: Path | None = None
+    """Begin with the network that another run has left: its folder, or its model.safetensors. Classifiers of
+    other classes, and peers of other backbones, begin at random."""
     data: DataConfig = field(default_factory=DataConfig)
     pcl: PclConfig = field(default_factory=PclConfig)
     kd: KdConfig = field(default_factory=KdConfig)
