@@ -87,6 +87,7 @@ def draw_pairs(run: FoundRun) -> "Figure | None":
         axes.set(title=label[0].upper() + label[1:])
         axes.set_xticks(range(len(heads)), heads, rotation=90, fontsize="small")
         axes.set_yticks(range(len(heads)), heads if name == "agreement" else [], fontsize="small")
+        axes.tick_params(length=0)
         figure.colorbar(image, ax=axes, fraction=0.046)
         if len(heads) <= ANNOTATED:
             _annotate(axes, between[name])
@@ -165,8 +166,8 @@ def _draw(
     alone = line_or_points(found.at) == "o"
     marker = MARKERS[again % len(MARKERS)] or ("o" if alone else "")
     every = max(1, len(found.at) // 8)
-    style = {"marker": marker, "markevery": every, "markersize": 5}
-    axes.plot(found.at, found.mean, dashes, color=colour, label=label, **style)
+    drawn = axes.plot(found.at, found.mean, dashes, color=colour, label=label)
+    drawn[0].set(marker=marker, markevery=every, markersize=5)
     if any(found.spread):
         low, high = (
             [m + sign * s for m, s in zip(found.mean, found.spread, strict=True)] for sign in (-1, 1)
