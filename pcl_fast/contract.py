@@ -22,8 +22,8 @@ class ViewBatch:
     """One training batch: every sample augmented once per view, on the training device.
 
     `views_VBCHW` is normalised, float32 (or bfloat16 where that is what convolutions compute in); each
-    view may be channels-last in memory. `labels_B` is int64. `sample_ids_B` is int64, the samples'
-    places in the data set.
+    view may be channels-last in memory. `labels_B` is int64; once a step has mixed images or softened
+    labels, floats [B, C]. `sample_ids_B` is int64, the samples' places in the data set.
     """
 
     views_VBCHW: Tensor

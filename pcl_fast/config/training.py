@@ -49,7 +49,8 @@ class OptimConfig:
         )
 
 
-MAY_BE_ZERO = ("save_seconds", "save_steps", "skip_spikes", "label_smoothing", "mixup")
+MAY_BE_ZERO = ("save_seconds", "save_steps", "skip_spikes")
+SHARES = ("label_smoothing", "mixup")  # which have rules of their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Validate."""
         for spec in dataclasses.fields(self):
-            value, least = getattr(self, spec.name), 0 if spec.name in MAY_BE_ZERO else 1
-            require(value >= least, f"train.{spec.name.replace('_', '-')}", value, f"give at least {least}")
+            if spec.name not in SHARES:
+                value, least = getattr(self, spec.name), 0 if spec.name in MAY_BE_ZERO else 1
+                require(
+                    value >= least, f"train.{spec.name.replace('_', '-')}", value, f"give at least {least}"
+                )
         spikes = self.skip_spikes
         require(spikes == 0 or spikes > 1, "train.skip-spikes", spikes, "give a factor above 1, or 0")
-        share = self.label_smoothing
-        require(share < 1, "train.label-smoothing", share, "give a share, 0 or more, below 1")
-        require(math.isfinite(self.mixup), "train.mixup", self.mixup, "give 0 (off) or a number, as 0.2")
+        share, alpha = self.label_smoothing, self.mixup
+        require(0 <= share < 1, "train.label-smoothing", share, "give a share, 0 or more, below 1")
+        require(0 <= alpha < math.inf, "train.mixup", alpha, "give 0 (off) or a positive number, as 0.2")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,3 +91,27 @@ def test_only_decoded_images_grow(configs: dict[str, DataConfig]) -> None:
     data = dataclasses.replace(configs["resident"], resize_from=32)
     with pytest.raises(ConfigError, match=r"--data\.resize-from 32: for images that are decoded"):
         configured(data, ranks=None)
+
+
+@pytest.mark.parametrize("backend", ["resident", "synthetic", "torch"])
+def test_cutout_is_around_every_backend(configs: dict[str, DataConfig], backend: str) -> None:
+    config = configured(configs[backend], ranks=None)
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, cutout=8))
+    with opened_data(config, VIEWS) as plain, opened_data(changed, VIEWS) as cut:
+        for before, after in zip(plain.train.epoch(1), cut.train.epoch(1), strict=True):
+            gone = (after.views_VBCHW == 0) & (before.views_VBCHW != 0)
+            assert gone.any(dim=(2, 3, 4)).all(), "of every view"
+            assert torch.equal(after.views_VBCHW, before.views_VBCHW.masked_fill(gone, 0.0))
+        for before, after in zip(plain.val, cut.val, strict=True):
+            assert torch.equal(before.images_BCHW, after.images_BCHW)
+
+
+@pytest.mark.parametrize("backend", ["resident", "torch"])
+def test_colours_are_jittered_where_images_have_any(configs: dict[str, DataConfig], backend: str) -> None:
+    jittered = {name: dataclasses.replace(data, color_jitter=0.4) for name, data in configs.items()}
+    config, changed = configured(configs[backend], None), configured(jittered[backend], None)
+    with opened_data(config, VIEWS) as plain, opened_data(changed, VIEWS) as other:
+        before, after = (next(iter(data.train.epoch(1))).views_VBCHW for data in (plain, other))
+        assert ((before - after).abs().amax((2, 3, 4)) > 0.01).all()
+    with pytest.raises(ConfigError, match=r"--data.color-jitter 0.4: synthetic images have no colours"):
+        configured(jittered["synthetic"], None)
