@@ -24,6 +24,7 @@ from pcl_fast.run_folder import RunFolder
 from pcl_fast.sinks import JsonlSink, Record, RunInfo, Sink, read_records
 from pcl_fast.trainer import Trainer
 from pipelines.augment import NORMALISATIONS
+from pipelines.order import held_out_ids
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 
 BATCH, STEPS_PER_EPOCH, EPOCHS = 8, 4, 2
@@ -50,7 +51,7 @@ def tiny_config(**changes: Any) -> Config:
 
 
 def tiny_data(config: Config) -> OpenData:
-    """The loaders of the product over 32 random images, 20 of which are evaluated."""
+    """The loaders of the product over 32 random images, 20 of which are evaluated, also if held out."""
     draws = torch.Generator().manual_seed(1)
     count = STEPS_PER_EPOCH * BATCH
     images = torch.randint(0, 256, (count, 3, IMAGE_SIZE, IMAGE_SIZE), generator=draws, dtype=torch.uint8)
@@ -66,11 +67,14 @@ def tiny_data(config: Config) -> OpenData:
         num_views=make_objective(config).num_views,
         seed=config.seed,
         drop_last=True,
+        hold_out=config.data.hold_out,
         **options,
     )
     eval_options = EvalOptions(batch_size=config.train.eval_batch_size, **options)
     val = ResidentEvalLoader(images[:VAL_IMAGES], labels[:VAL_IMAGES], eval_options)
-    return OpenData(ResidentTrainLoader(images, labels, train_options), val)
+    ids = held_out_ids(count, config.data.hold_out, config.seed)
+    held_out = ResidentEvalLoader(images[ids], labels[ids], eval_options) if len(ids) else None
+    return OpenData(ResidentTrainLoader(images, labels, train_options), val, held_out)
 
 
 def train(

@@ -12,6 +12,7 @@ from pcl_fast.contract import OpenData, TrainLoader, ViewBatch
 from pcl_fast.objectives import make_objective
 from pcl_fast.step.state import TrainState
 from pipelines.normalisation import NORMALISATIONS
+from pipelines.order import held_out_ids
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 from tests.tiny import tiny_config
 
@@ -44,13 +45,16 @@ def data_of(config: Config, rank: int, count: int = 32, shown: int = 20, drop_la
         num_views=make_objective(config).num_views,
         seed=config.seed,
         drop_last=drop_last,
+        hold_out=config.data.hold_out,
         **options,
     )
     eval_options = EvalOptions(batch_size=config.train.eval_batch_size, **options)
     answers = torch.randint(CLASSES, (shown,), generator=draws)
+    ids = held_out_ids(count, config.data.hold_out, config.seed)
     return OpenData(
         ResidentTrainLoader(images, labels, train_options),
         ResidentEvalLoader(known, answers, eval_options),
+        ResidentEvalLoader(images[ids], labels[ids], eval_options) if len(ids) else None,
     )
 
 

@@ -18,6 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dml of branches": {"separate": False},
     "kdcl naive": {"target": "naive"},
     "kdcl linear": {"target": "linear"},
+    "kdcl general": {"target": "general"},
 }
 
 
