@@ -1,10 +1,12 @@
 """The pictures of a report: what is drawn is what was measured, and nothing covers it."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
@@ -15,6 +17,7 @@ from pcl_fast.sinks import Record
 from tests.sinks.history import make_record
 from tests.tiny import tiny_config
 
+Draw = Callable[[Sequence[Group]], Figure | None]
 HEADLINE = {"PCL": "mean_teacher1", "PCL-E": "mean_ensemble"}
 HEADS = ["peer1", "peer2", "ensemble", "mean_teacher1", "mean_teacher2", "mean_ensemble"]
 EPOCHS = 6
@@ -25,7 +28,8 @@ def make_records(seed: int, epochs: int = EPOCHS) -> list[Record]:
     draws = np.random.default_rng(seed)
     records: list[Record] = []
     for epoch in range(epochs):
-        record = make_record("epoch", epoch, 10 * epoch + 10) | {"loss": draws.uniform(1, 9)}
+        record = make_record("epoch", epoch, 10 * epoch + 10)
+        record["loss"] = draws.uniform(1, 9)
         matrices = {
             name: draws.uniform(0.1, 0.9, (6, 6)).tolist() for name in ("agreement", "kl", "distance")
         }
@@ -104,7 +108,8 @@ def test_a_heat_map_shows_every_pair() -> None:
     assert run.last is not None
     maps = [axes for axes in figure.axes if axes.images]
     for axes, name in zip(maps, ("agreement", "kl", "distance"), strict=True):
-        shown, matrix = np.ma.filled(axes.images[0].get_array(), np.nan), np.array(run.last["between"][name])
+        shown, matrix = axes.images[0].get_array(), np.array(run.last["between"][name])
+        assert shown is not None
         off = ~np.eye(6, dtype=bool)
         np.testing.assert_array_equal(shown[off], matrix[off])
         written = [text.get_text() for text in axes.texts]
@@ -113,17 +118,19 @@ def test_a_heat_map_shows_every_pair() -> None:
 
 
 @pytest.mark.parametrize("draw", [plots.draw_results, plots.draw_between, plots.draw_calibration])
-def test_no_legend_covers_a_curve_though_there_are_twelve_groups(draw: object) -> None:
-    assert callable(draw)
-    figure = draw([make_group(f"group {n}, with a long name", n) for n in range(12)])
-    assert isinstance(figure, Figure)
-    figure.canvas.draw()
+@pytest.mark.parametrize("name", ["pcl", "group with a long name", "long " * 16])
+def test_no_legend_covers_a_curve_though_there_are_twelve_groups(draw: Draw, name: str) -> None:
+    figure = draw([make_group(f"{name} {n}", n) for n in range(12)])
+    assert figure is not None
+    FigureCanvasAgg(figure).draw()
     legend = figure.legends[0].get_window_extent()
     assert figure.bbox.x0 <= legend.x0
     assert legend.x1 <= figure.bbox.x1
     assert legend.y0 >= figure.bbox.y0
     for axes in figure.axes:
-        assert not axes.get_tightbbox().overlaps(legend)
+        box = axes.get_tightbbox()
+        assert box is not None
+        assert not box.overlaps(legend)
         assert axes.get_window_extent().height > 100
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from pcl_fast.commands.report.measures import (
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 COLOURS = ("#332288", "#CC6677", "#117733", "#88CCEE", "#882255", "#DDCC77", "#44AA99", "#AA4499", "#999933")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("", "o", "s", "^", "D")  # of the first groups, and of those that have the same colours again
-WIDTH, ROW, LEGEND_ROW, LEGEND_COLUMNS = 13.0, 3.8, 0.24, 4  # inches
+WIDTH, ROW = 13.0, 3.8  # inches
+LEGEND_ROW, LEGEND_LETTER, LEGEND_LINE = 0.24, 0.09, 0.7  # inches
 ANNOTATED = 9  # heads, at most, whose figures are written into their squares
 
 
 def draw_results(groups: Sequence[Group]) -> "Figure":
     """Test accuracy of every group's results, the same where it ends, and the training loss."""
-    figure, axes = _panels(1, 3, len(_results(groups)))
+    figure, axes = _panels(1, 3, _results(groups))
     whole, end, losses = axes[0]
     longest = max(run.done for group in groups for run in group.runs)
     for number, group in enumerate(groups):
@@ -49,7 +50,7 @@ def draw_results(groups: Sequence[Group]) -> "Figure":
 
 def draw_calibration(groups: Sequence[Group]) -> "Figure | None":
     """The calibration error of every group's results; None if none has written it down."""
-    figure, axes = _panels(1, 1, len(_results(groups)))
+    figure, axes = _panels(1, 1, _results(groups))
     _draw_results(axes[0][0], groups, "ece")
     axes[0][0].set(title="Expected calibration error", ylabel="ECE (%)")
     axes[0][0].set_ylim(bottom=0)
@@ -61,8 +62,8 @@ def draw_between(groups: Sequence[Group]) -> "Figure | None":
     kinds = [kind for kind in KINDS if any(_has(group, kind) for group in groups)]
     if not kinds:
         return None
-    shown = [group for group in groups if any(_has(group, kind) for kind in kinds)]
-    figure, axes = _panels(len(BETWEEN), len(kinds), len(shown), share_rows=True)
+    shown = [group.label for group in groups if any(_has(group, kind) for kind in kinds)]
+    figure, axes = _panels(len(BETWEEN), len(kinds), shown, share_rows=True)
     for row, (name, label) in zip(axes, BETWEEN.items(), strict=True):
         for each, kind in zip(row, kinds, strict=True):
             for number, group in enumerate(groups):
@@ -112,17 +113,24 @@ def _annotate(axes: "Axes", matrix: Sequence[Sequence[float]]) -> None:
 
 
 def _panels(
-    rows: int, columns: int, entries: int, share_rows: bool = False
+    rows: int, columns: int, labels: Sequence[str], share_rows: bool = False
 ) -> tuple["Figure", list[list["Axes"]]]:
-    """A figure of panels with room for a legend of so many entries below them."""
+    """A figure of panels, with room below them for a legend of these labels."""
     from matplotlib.figure import Figure
 
-    height = ROW * rows * (1 if rows == 1 else 0.72) + LEGEND_ROW * math.ceil(entries / LEGEND_COLUMNS)
+    legend = LEGEND_ROW * math.ceil(len(labels) / _legend_columns(labels))
+    height = ROW * rows * (1 if rows == 1 else 0.72) + legend
     figure = Figure(figsize=(WIDTH, height + 0.2), layout="constrained")
     axes = figure.subplots(
         rows, columns, squeeze=False, sharex=rows > 1, sharey="row" if share_rows else False
     )
     return figure, axes.tolist()
+
+
+def _legend_columns(labels: Iterable[str]) -> int:
+    """As many as the longest label leaves room for, up to four."""
+    longest = max((len(label) for label in labels), default=0)
+    return max(1, min(4, int(WIDTH / (LEGEND_LINE + LEGEND_LETTER * longest))))
 
 
 def _finished(figure: "Figure", axes: list[list["Axes"]]) -> "Figure":
@@ -136,23 +144,26 @@ def _finished(figure: "Figure", axes: list[list["Axes"]]) -> "Figure":
     for each in axes[-1]:
         each.set_xlabel("epoch")
     if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False
-        )
+        columns = _legend_columns(handles)
+        place = "outside lower center"
+        figure.legend(handles.values(), handles.keys(), loc=place, ncols=columns, frameon=False)
     return figure
 
 
 def _results(groups: Sequence[Group]) -> list[str]:
-    return [result for group in groups for result in group.headline]
+    return [_label(group, result) for group in groups for result in group.headline]
+
+
+def _label(group: Group, result: str) -> str:
+    return group.label if len(group.headline) == 1 else f"{group.label}: {result}"
 
 
 def _draw_results(axes: "Axes", groups: Sequence[Group], name: str, first: int = 0) -> None:
     """The first result of a group as a line, others broken; from an epoch on."""
     for number, group in enumerate(groups):
         for place, (result, head) in enumerate(group.headline.items()):
-            label = group.label if len(group.headline) == 1 else f"{group.label}: {result}"
-            dashes = DASHES[place % len(DASHES)]
-            _draw(axes, group, since(first, of_head(head, name)), number, dashes, label)
+            measure, dashes = since(first, of_head(head, name)), DASHES[place % len(DASHES)]
+            _draw(axes, group, measure, number, dashes, _label(group, result))
 
 
 def _draw(
