@@ -106,9 +106,8 @@ def build_state(
 ) -> TrainState:
     """Everything a step needs, at step 0, with weights of type `dtype`. `config` must be resolved.
 
-    `say` is told if the network cannot be compiled, and so runs as it is. The weights are the same on every
-    rank of `world`, random but for those of `first`. A trained teacher need not be there unless it is to
-    `teach`.
+    `say` is told if the network cannot be compiled. Weights are the same on every rank of `world`, random but
+    for those of `first`. A trained teacher need not be there unless it is to `teach`.
     """
     device = torch.device(config.device)
     prepare_backend(config)
@@ -122,15 +121,13 @@ def build_state(
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
     teacher = mean_teacher.network if mean_teacher else None
     arena = _build_arena(config, network, teacher, objective.head_weight_decay)
-    for part in (network, teacher):
-        if part is not None:
-            part.count_together()
-            part.fork = _fork(config, objective.num_peers)
-    torch.manual_seed(_seed_of_dropout(config.seed, world.rank))
     networks = [part for part in (network, teacher) if part is not None]
-    if config.sync_bn and world.is_joined:
-        for part in networks:
+    for part in networks:
+        part.count_together()
+        part.fork = _fork(config, objective.num_peers)
+        if config.sync_bn and world.is_joined:
             synchronise(part, world.sum_)
+    torch.manual_seed(_seed_of_dropout(config.seed, world.rank))
     watched, spikes = (*objective.term_names, "gradient norm"), config.train.skip_spikes
     return TrainState(
         network=network,
