@@ -113,10 +113,7 @@ def build_state(
     prepare_backend(config)
     objective = make_objective(config)
     objective.move_memory(device)
-    network = build_network(config, objective)
-    if first is not None:
-        say(begin_with(network, objective, first))
-    network = network.to(device, dtype).train()
+    network = _first_network(config, objective, first, say).to(device, dtype).train()
     trained = load_teacher(config) if objective.uses_trained_teacher and teach else None
     mean_teacher = MeanTeacher(network, config.pcl.ema_bn) if objective.uses_mean_teacher else None
     teacher = mean_teacher.network if mean_teacher else None
@@ -143,6 +140,14 @@ def build_state(
         spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
         regularise=make_regularisation(config),
     )
+
+
+def _first_network(config: Config, objective: Objective, first: RunNetwork | None, say: Say) -> PeerNetwork:
+    """The network as it begins; `say` is told what it takes of `first`."""
+    network = build_network(config, objective)
+    if first is not None:
+        say(begin_with(network, objective, first))
+    return network
 
 
 def _seed_of_dropout(seed: int, rank: int) -> int:
