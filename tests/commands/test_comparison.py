@@ -126,9 +126,12 @@ def test_the_same_command_again_trains_nothing_and_prints_the_same_results(
 
 
 def test_evaluate_finds_what_training_recorded(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every head of every run of the comparison, to the last digit."""
+    """Every head and every pair of heads of every run of the comparison, to the last digit."""
     assert cli.main(["evaluate", "runs/demo", "--device", "cpu", "--json", "figures.json"]) == 0
     figures = json.loads(Path("figures.json").read_text())
+    pairs = figures["runs/demo/pcl-seed0"].pop("between")
+    assert pairs == read_records(here / "pcl-seed0" / "metrics.jsonl")[-1]["between"]
+    assert pairs["heads"] == list(last_evaluation(here / "pcl-seed0"))
     assert figures == {
         f"runs/demo/{run}": last_evaluation(here / run) for run in ("pcl-seed0", "vanilla-seed0")
     }
@@ -137,6 +140,7 @@ def test_evaluate_finds_what_training_recorded(here: Path, capsys: pytest.Captur
         assert line in shown
     for head in last_evaluation(here / "pcl-seed0").values():
         assert f"{head['top1']:.2f}" in shown
+        assert f"{head['ece']:.2f}" in shown
 
 
 @pytest.mark.parametrize(("run", "head"), [("pcl-seed0", "mean_teacher1"), ("vanilla-seed0", "peer1")])

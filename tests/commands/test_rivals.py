@@ -117,7 +117,7 @@ def test_trained_evaluated_and_not_gone_on_with_by_another(
     assert names <= rows
     heads = next(iter(json.loads(out.read_text()).values()))
     peers = 4 if method == "okddip" else 3
-    assert heads.keys() == {*(f"peer{j + 1}" for j in range(peers)), "ensemble"}
+    assert heads.keys() == {*(f"peer{j + 1}" for j in range(peers)), "ensemble", "between"}
     for other in ("pcl", "one"):
         assert main([*words, "--method", other]) == 2
         assert f"method: {method} -> {other}" in capsys.readouterr().err
