@@ -52,6 +52,15 @@ def searched_weights(z_VBC: Tensor, labels: Tensor, sweeps: int = 20) -> Tensor:
     return weights.clamp(min=0) / weights.clamp(min=0).sum(1, keepdim=True)
 
 
+def duality_gap(weights_BV: Tensor, z_VBC: Tensor, labels: Tensor) -> Tensor:
+    """A bound of how far each image's cross-entropy is from the least: a . g - min_v g_v, g its gradient."""
+    z_BVC = z_VBC.double().transpose(0, 1)
+    hot = labels if labels.is_floating_point() else F.one_hot(labels, z_BVC.shape[2])
+    combined_BC = torch.einsum("bv,bvc->bc", weights_BV, z_BVC)
+    gradient_BV = torch.einsum("bvc,bc->bv", z_BVC, combined_BC.softmax(1) - hot)
+    return (weights_BV * gradient_BV).sum(1) - gradient_BV.amin(1)
+
+
 def grid_cost(z_VBC: Tensor, labels: Tensor, parts: int) -> Tensor:
     """The least of all combinations in steps of 1 / parts."""
     steps = itertools.product(range(parts + 1), repeat=len(z_VBC) - 1)
@@ -79,6 +88,48 @@ def test_the_best_combination_is_within_a_thousandth_of_the_least(m: int, scale:
     assert target.dtype == torch.float32
     exact = torch.einsum("bv,vbc->bc", weights, z.double())
     torch.testing.assert_close(target.double(), exact, rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 5.0, 30.0])
+@pytest.mark.parametrize(("m", "classes"), [(2, 1000), (3, 10), (3, 1000), (8, 10), (8, 100)])
+def test_its_certificate_of_optimality(m: int, classes: int, scale: float, soft: bool) -> None:
+    """By convexity no combination is better by more than the gap: that of the barrier, (m - 1) 1e-4."""
+    torch.manual_seed(m)
+    z, labels = (scale * noise(m, 64, classes)).float(), torch.randint(classes, (64,))
+    other = 0.6 * F.one_hot(labels, classes) + 0.4 * F.one_hot(labels.flip(0), classes)
+    weights = best_weights(z, other if soft else labels)
+    assert weights.min() > 0
+    gap = duality_gap(weights, z, other.double() if soft else labels)
+    assert gap.max() < 1.5e-4 * m
+
+
+def test_sure_networks_of_a_trained_ensemble_are_combined_best() -> None:
+    """As after training: the label's logit is far ahead in most networks, another's in some."""
+    labels = torch.randint(100, (200,))
+    z = 2 * noise(3, 200, 100) + 15 * F.one_hot(labels, 100)
+    wrong = torch.rand(3, 200) < 0.3
+    z += 25 * wrong[..., None] * F.one_hot(torch.randint(100, (200,)), 100)
+    assert duality_gap(best_weights(z, labels), z, labels).max() < 3.5e-4
+
+
+@pytest.mark.parametrize("target", ["naive", "linear", "minlogit"])
+def test_soft_labels_that_are_hard_are_the_same(target: TargetName) -> None:
+    z, objective = noise(3, 4, 7), Kdcl(KdclConfig(target=target))
+    terms = [objective.terms(said(z), None, y, 0.0) for y in (LABELS, F.one_hot(LABELS, 7).double())]
+    torch.testing.assert_close(terms[1], terms[0], rtol=1e-9, atol=1e-12)
+
+
+def test_soft_labels_pick_and_shift_by_their_weights() -> None:
+    """Naive: the lowest -sum y log p; minlogit: less sum y z."""
+    z, labels = noise(3, 4, 7), noise(4, 7).softmax(1)
+    naive, least = naive_target(z, labels), minlogit_target(z, labels)
+    for image in range(4):
+        costs = [-(labels[image] * z[v, image].log_softmax(0)).sum().item() for v in range(3)]
+        assert torch.equal(naive[image], z[costs.index(min(costs)), image])
+        for c in range(7):
+            expected = min((z[v, image, c] - (labels[image] * z[v, image]).sum()).item() for v in range(3))
+            assert least[image, c].item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_networks_that_agree_or_are_perfect_leave_nothing_undefined() -> None:
