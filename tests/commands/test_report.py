@@ -21,6 +21,7 @@ from pcl_fast.sinks import Record
 from tests.tiny import files_limited_to, tiny_config, train
 
 UNKNOWN = "\N{EN DASH}"
+pytestmark = pytest.mark.timeout(120)  # four trainings and a report of them all
 PICTURES = ("report-curves.png", "report-between.png", "report-calibration.png")
 RUNS = {"pcl-0": ("pcl", 0), "pcl-1": ("pcl", 1), "dml": ("dml", 0), "vanilla": ("vanilla", 0)}
 HEADLINES = {"vanilla": {"vanilla": "peer1"}, "dml": {"DML": "peer1"}}
@@ -36,11 +37,15 @@ class Page(HTMLParser):
         self.pictures: list[bytes] = []
         self.outside: list[str] = []
         self.text = self._cell = ""
+        self._open: list[str] = []
         self.feed(path.read_text())
         self.close()
+        assert self._open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
         if tag in ("script", "link", "iframe", "object"):
             self.outside.append(tag)
         for key, value in attrs:
@@ -59,6 +64,7 @@ class Page(HTMLParser):
             self._cell = ""
 
     def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
         if tag in ("td", "th"):
             self._rows[-1].append(self._cell)
 
@@ -252,7 +258,10 @@ def test_teachers_of_their_own_seed_do_not_tell_seeds_apart(runs: Path) -> None:
         rewrite_config(runs / name, ("seed",), seed)
         rewrite_config(runs / name, ("kd", "teacher"), teacher or str(runs / name / "teacher"))
     rows = results_of(runs / "dml", runs / "vanilla", runs / "pcl-0")
-    assert [row["seeds"] for row in rows] == ["3, 4", "5"]
+    assert [(row["run"], row["seeds"]) for row in rows] == [
+        ("kd, teacher t/net-seed", "3, 4"),
+        ("kd, teacher teacher", "5"),
+    ]
 
 
 def test_records_of_older_versions(runs: Path) -> None:

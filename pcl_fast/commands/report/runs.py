@@ -123,14 +123,26 @@ def group_runs(runs: Sequence[FoundRun]) -> list[Group]:
     return [Group(label, tuple(each)) for label, each in zip(labels, members, strict=True)]
 
 
+def text_of(value: Any) -> str:
+    """A setting as it is shown."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 def _what_counts(run: FoundRun) -> tuple[tuple[str, str], ...]:
-    """All that must be equal of runs that differ in their seed only."""
+    """All that must be equal of runs that differ in their seed only.
+
+    The runs that they begin with or are taught by may be those of their own seed.
+    """
     ignored = FREE_SETTINGS | OF_EACH_RUN
-    flags = {key: str(value) for key, value in run.flags.items() if key not in ignored}
-    teacher = run.config.kd.teacher
-    if teacher is not None:  # which is of the same seed, and lies in the run or beside it
-        own = teacher.name if teacher.parent == run.path else str(teacher)
-        flags["kd.teacher"] = own.replace(f"seed{run.config.seed}", "seed")
+    flags = {key: text_of(value) for key, value in run.flags.items() if key not in ignored}
+    for key in ("kd.teacher", "init"):
+        inside = f"{run.path.name}/teacher"  # where a teacher lies that was trained with the run
+        own = flags[key].replace(f"seed{run.config.seed}", "seed")
+        flags[key] = "teacher" if flags[key].endswith(inside) else own
     return tuple(flags.items())
 
 

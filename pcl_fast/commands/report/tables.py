@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pcl_fast.commands.compare import spread
 from pcl_fast.commands.report.measures import BETWEEN, last_values, of_head, of_pairs
-from pcl_fast.commands.report.runs import OF_EACH_RUN, FoundRun, Group
+from pcl_fast.commands.report.runs import OF_EACH_RUN, FoundRun, Group, text_of
 
 UNKNOWN = "\N{EN DASH}"
 RESULTS = ("run", "method", "network", "result", "seeds", "epochs", "top-1 %", "ECE %")
@@ -63,7 +63,7 @@ def settings_tables(groups: Sequence[Group]) -> tuple[Cells, Cells]:
         if key in OF_EACH_RUN:
             continue
         flag = f"--{key.replace('_', '-')}"
-        values = [list(dict.fromkeys(_value(run, key) for run in group.runs)) for group in groups]
+        values = [list(dict.fromkeys(text_of(run.flags.get(key)) for run in group.runs)) for group in groups]
         if len({value for own in values for value in own}) > 1:
             changed.append((flag, *(", ".join(own) for own in values)))
         else:
@@ -125,12 +125,3 @@ def _last(run: FoundRun, head: str) -> str:
     measure: Callable[..., float | None] = of_head(head, "top1")
     value = None if run.last is None else measure(run.last)
     return UNKNOWN if value is None else f"{value:.2f}"
-
-
-def _value(run: FoundRun, key: str) -> str:
-    value = run.flags.get(key)
-    if isinstance(value, list):
-        return ",".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)
