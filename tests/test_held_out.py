@@ -146,6 +146,15 @@ def test_the_held_out_are_not_trained_on(tmp_path: Path) -> None:
     assert runs[0][1] != runs[1][1], "and the weights teach from the second epoch on"
 
 
+def test_it_learns(tmp_path: Path) -> None:
+    """24 images of noise, of which it sees another crop each time."""
+    train(tmp_path, config_of(train={"epochs": 16, "eval_every": 16}, optim={"lr": 0.05}))
+    records = [r for r in read_records(tmp_path / "metrics.jsonl") if r["kind"] == "epoch"]
+    known = [sum(record["terms"][f"ce/peer{j}"] for j in (1, 2)) for record in records]
+    assert known[-1] < 0.93 * known[0]
+    assert records[-1]["terms"]["kd/peer1"] > 0
+
+
 def test_a_network_that_is_sure_of_nonsense_is_left_out() -> None:
     state, data = build_state(config_of()), tiny_data(config_of())
     with torch.no_grad():

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 Record = dict[str, Any]
 """A line of metrics.jsonl. `kind` is `step` (means over the last steps) or `epoch` (means over the epoch,
 under `val` the accuracy and calibration of every head, and under `between` what each pair of them has in
-common, if there is more than one); both have `epoch` (0-based), `step` (from 1), `lr`,
-`distill_weight`, `ema_coefficient`, `loss`, `terms`, `train_top1`, `gradient_norm`, `images_per_second`."""
+common, if there is more than one; under `held_out` what the method has concluded from images held out, if
+it wants some); both have `epoch` (0-based), `step` (from 1), `lr`, `distill_weight`, `ema_coefficient`,
+`loss`, `terms`, `train_top1`, `gradient_norm`, `images_per_second`."""
 
 
 @dataclass(frozen=True, slots=True)
