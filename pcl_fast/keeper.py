@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pcl_fast.config import Config
 from pcl_fast.dist import World
 from pcl_fast.errors import PclError, Preempted
+from pcl_fast.first_weights import read_first_weights
 from pcl_fast.progress import Progress
 from pcl_fast.run_folder import RunFolder
 from pcl_fast.run_log import RunLog
+from pcl_fast.run_network import RunNetwork
 from pcl_fast.saver import Saver
 from pcl_fast.step.state import TrainState
 
@@ -17,23 +19,25 @@ class Keeper:
     """Saves to and restores from a run's folder, which the first rank reads and writes for all.
 
     A disk that refuses a save does not end the run, unless it is one to wait for; `say` is told. When and
-    where each process began, and how it ended, is noted in the folder; so is the SHA-256 of the network that
-    the run began with (`init`), if there was one.
+    where each process began, and how it ended, is noted in the folder.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        folder: RunFolder,
-        world: World,
-        say: Callable[[str], None],
-        init: str | None = None,
-    ) -> None:
-        self._init = init
+    def __init__(self, config: Config, folder: RunFolder, world: World, say: Callable[[str], None]) -> None:
         self._config, self._folder, self._world, self._say = config, folder, world, say
         self._saver = Saver(folder.checkpoints, folder.model)
         self._saved, self._step = time.monotonic(), 0
         self._log = RunLog(folder.path, say) if world.is_first else None
+        self._facts: dict[str, str] = {}
+
+    def first_weights(self) -> RunNetwork | None:
+        """The network that the run begins with; None if it has none, or goes on from a checkpoint.
+
+        Its SHA-256 is noted with the start (`init`). Raises what `read_first_weights` raises.
+        """
+        config, goes_on = self._config, self._folder.goes_on
+        first = self._world.on_first(lambda: None if goes_on(config) else read_first_weights(config))
+        self._facts = {"init": first.sha256} if first else {}
+        return first
 
     def restore(self, progress: Progress, state: TrainState) -> bool:
         """Go on from the newest whole checkpoint; False if there is none.
@@ -54,8 +58,7 @@ class Keeper:
         before = self._log.previous()
         if before is not None:
             self._say(before)
-        facts = {} if self._init is None else {"init": self._init}
-        self._log.started(step=step, ranks=self._world.size, device=self._config.device, **facts)
+        self._log.started(step=step, ranks=self._world.size, device=self._config.device, **self._facts)
 
     def is_due(self, epoch: int) -> bool:
         """Whether to save after an epoch (0-based); the same on all ranks."""

@@ -11,7 +11,6 @@ from pcl_fast.dist import ALONE, Result, World
 from pcl_fast.errors import DivergedError, Preempted
 from pcl_fast.evaluate import tally_state
 from pcl_fast.first_batch import check_views
-from pcl_fast.first_weights import read_first_weights
 from pcl_fast.held_out import learn, observe
 from pcl_fast.keeper import Keeper
 from pcl_fast.lockstep import run_together, to_all
@@ -45,8 +44,8 @@ class Trainer:
         self.config, self.data, self.folder, self.world = config, data, folder, world
         self.device = torch.device(config.device)
         self.reporter = Reporter(sinks)
-        first = world.on_first(lambda: None if folder.goes_on(config) else read_first_weights(config))
-        self.state = build_state(config, say=self.say, world=world, first=first)
+        self.keeper = Keeper(config, folder, world, self.say)
+        self.state = build_state(config, say=self.say, world=world, first=self.keeper.first_weights())
         self.objective = self.state.objective
         width = num_measured(self.objective)
         means = RunningMeans(width, self.device, world), RunningMeans(width, self.device, world)
@@ -54,7 +53,6 @@ class Trainer:
         self.timetable = Timetable(config, data.train.steps_per_epoch, self.device)
         self.feed = make_feed(data.train, self._check, fixed=config.capture == "on")
         self.device_step = DeviceStep(self.state, self.feed, self.timetable, means)
-        self.keeper = Keeper(config, folder, world, self.say, first.sha256 if first else None)
         self.stop = StopSignal()
 
     @property
