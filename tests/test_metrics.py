@@ -161,7 +161,7 @@ def test_a_head_alone_has_no_pairs(labels_N: Tensor) -> None:
 
     def predict(views_VBCHW: Tensor) -> PeerOutputs:
         numbers_B = views_VBCHW[0, :, 0, 0, 0].long()
-        return PeerOutputs(logits_NC[None, numbers_B], logits_NC[None, numbers_B], None)
+        return PeerOutputs(logits_NC[None, numbers_B], (), None)
 
     tally = tally_heads({("peer", "ensemble"): predict}, TableLoader(labels_N))
     assert compared([tally]) is None
