@@ -21,6 +21,8 @@ if not HAS_GPU:  # before the first import of triton: kernels then run on the CP
     os.environ.setdefault("TRITON_INTERPRET", "1")
 if UNDER_XDIST:
     torch.set_num_threads(1)
+# A first gradient before any test pretends to have a GPU: threads started for one break forking later.
+torch.ones((), requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

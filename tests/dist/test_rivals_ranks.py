@@ -1,7 +1,7 @@
 """The rivals on two ranks: what one process does with the whole batch, and the same bits on both."""
 
 import signal
-from functools import partial
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,14 @@ def test_the_gate_s_statistics_are_those_of_the_ranks_together(tmp_path: Path) -
     assert not torch.equal(*ends)
 
 
+def end_when_saved() -> None:
+    """By SIGKILL, after a save that is under way."""
+    for thread in threading.enumerate():
+        if thread.name == "saver":
+            thread.join()
+    get_signal(signal.SIGKILL)
+
+
 @pytest.mark.parametrize("words", [["--method", "one", "--sync-bn"], ["--method", "kdcl"]], ids=" ".join)
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
     words: list[str], photos: Path, tmp_path: Path
@@ -85,8 +93,8 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     straight, killed = (training(photos, tmp_path / name, *words) for name in ("straight", "killed"))
     outcomes = run(tmp_path / "a", straight)
     assert codes(outcomes) == [0, 0], said(outcomes)
-    kill = partial(get_signal, signal.SIGKILL)
-    outcomes = run(tmp_path / "b", killed, Fault(0, STEP, kill, 5), Fault(1, STEP, kill, 5))
+    faults = (Fault(rank, STEP, end_when_saved, 5) for rank in range(2))
+    outcomes = run(tmp_path / "b", killed, *faults)
     assert codes(outcomes) == [-signal.SIGKILL] * 2, said(outcomes)
     assert newest_checkpoint(tmp_path / "killed")["progress"]["steps_done"] == STEPS_PER_EPOCH
     outcomes = run(tmp_path / "c", killed)
