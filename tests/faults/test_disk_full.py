@@ -1,6 +1,7 @@
 """A disk that is full: training goes on, what was saved stays, and the user is told."""
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ NO_CHECKPOINT = 200_000  # bytes; a checkpoint has more than a million, metrics.
 
 
 class DiskFull(Watcher):
-    """The disk is full after step `first`, until after step `last`."""
+    """The disk is full after step `first`, until after step `last`; no save is under way at a step's end."""
 
     def __init__(self, first: int, last: int, size: int = NO_CHECKPOINT) -> None:
         super().__init__()
@@ -32,6 +33,9 @@ class DiskFull(Watcher):
 
     def stepped(self, step: int) -> None:
         super().stepped(step)
+        for thread in threading.enumerate():
+            if thread.name == "saver":
+                thread.join()
         if step == self.first:
             self.full.enter_context(files_limited_to(self.size))
         if step == self.last:
