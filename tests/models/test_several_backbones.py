@@ -173,4 +173,9 @@ def test_a_leader_of_another_backbone_is_deployed_whole() -> None:
     peers = OkddipConfig(num_peers=2)
     config = config_of("resnet8,resnet8,resnet20", "okddip", "none", okddip=peers)
     state = build_state(config)
-    find_backbone("resnet20").build(10).load_state_dict(state.deployed_tensors())
+    plain = find_backbone("resnet20").build(10)
+    plain.load_state_dict(state.deployed_tensors())
+    images_BCHW = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        says_BC = state.network.eval()(images_BCHW[None]).logits_VBC[2]
+        torch.testing.assert_close(plain.eval()(images_BCHW), says_BC, rtol=1e-4, atol=1e-5)
