@@ -26,6 +26,7 @@ from pcl_fast.philox import Stream, philox_torch
 from pcl_fast.run_network import RunNetwork
 from pcl_fast.step.arena import Arena
 from pcl_fast.step.compiled import Compiled, Say
+from pcl_fast.step.loss_scale import LossScale
 from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
 from pcl_fast.step.regularise import make_regularisation
@@ -33,7 +34,7 @@ from pcl_fast.step.state import Forward, TrainState
 from pcl_fast.streams import Fork
 from pcl_fast.trained_teacher import load_teacher, teacher_backbone
 
-AMP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+AMP_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build_network(config: Config, objective: Objective) -> PeerNetwork:
@@ -138,6 +139,7 @@ def build_state(
         fork=_fork(config, 2),
         reduction=_reduction(config, world, arena, networks, len(watched)),
         spikes=SpikeGuard(spikes, config.train.skip_at_most, device) if spikes else None,
+        loss_scale=LossScale(device) if config.amp.dtype == "float16" else None,
         regularise=make_regularisation(config),
     )
 
@@ -189,12 +191,12 @@ def _reduction(
 def _build_arena(
     config: Config, network: PeerNetwork, teacher: PeerNetwork | None, head_decay: float | None
 ) -> Arena:
-    """On a GPU, with copies of the weights in the convolutions' precision; a CPU's kernels make their own."""
-    optim, amp_dtype = config.optim, AMP_DTYPES[config.amp.dtype]
+    """On a GPU, with copies of the weights in bfloat16 if that is used; a CPU's kernels make their own."""
+    optim = config.optim
     rule = SgdRule(momentum=optim.momentum, weight_decay=optim.weight_decay, nesterov=optim.nesterov)
-    halves = torch.device(config.device).type == "cuda" and amp_dtype.itemsize < 4
+    halves = torch.device(config.device).type == "cuda" and config.amp.dtype == "bfloat16"
     decays = {} if head_decay is None else {"ensemble": head_decay}
-    return Arena(network, teacher, rule, amp_dtype if halves else None, decays)
+    return Arena(network, teacher, rule, torch.bfloat16 if halves else None, decays)
 
 
 def _fork(config: Config, tasks: int) -> Fork:

@@ -87,7 +87,7 @@ def memory_format(channels_last: str) -> torch.memory_format:
 
 def _native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     has_avx512_bf16 = torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
     return has_avx512_bf16 or torch.cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
 

@@ -34,6 +34,7 @@ def describe(running: RunningMeans, moment: Moment, state: TrainState, epoch: in
         "train_top1": {head: 100 * share for head, share in zip(heads, correct, strict=True)},
         "images_per_second": running.rate(),
     }
-    if state.spikes is not None:
-        record["skipped"] = int(state.spikes.skipped)
+    skipping = [part for part in (state.spikes, state.loss_scale) if part is not None]
+    if skipping:
+        record["skipped"] = sum(int(part.skipped) for part in skipping)
     return record

@@ -101,7 +101,7 @@ def test_a_wrong_word_is_exit_2_and_the_nearest_right_one(
         (["--optim.lr", "-1"], "--optim.lr -1.0: give a positive number"),
         (["--pcl.num-peers", "9"], "--pcl.num-peers 9: give 1 to 8"),
         (["--train.epochs", "many"], "many"),
-        (["--amp.dtype", "float16"], "bfloat16"),
+        (["--amp.dtype", "float8"], "bfloat16"),
     ],
 )
 def test_a_wrong_flag_is_exit_2_and_what_to_give_instead(

@@ -167,20 +167,21 @@ def test_ten_steps_equal_the_naive_implementation(name: str) -> None:
             check_close(value, deployed[key])
 
 
-def test_pcl_of_separate_networks_equals_plain_networks_side_by_side() -> None:
-    """Ten steps: losses, networks, ensemble classifier, and mean teachers with statistics of their own."""
-    config = Config(model="resnet8", split="none", device="cpu", amp=AmpConfig(dtype="float32"))
-    state = build_state(resolve(config), torch.float64)
-    case = Case(method="pcl", loss=RIVALS.vanilla, shares=False, views=3)
-    student, _ = naive_of(case, state)
-    ensemble = nn.Linear(3 * 64, 10).double()
+def check_pcl(state: TrainState, student: NaivePeers, steps: int) -> None:
+    """Train PCL beside naive networks of the same weights: losses, and all they share, stay the same.
+
+    The mean teachers' running statistics are of their own batches.
+    """
+    peers = len(student.networks)
     assert isinstance(state.network.ensemble, nn.Module)
+    width = sum(p.numel() for p in state.network.ensemble.parameters() if p.dim() > 1) // 10
+    ensemble = nn.Linear(width, 10).double()
     copy_in_order(state.network.ensemble, ensemble)
     learns = nn.ModuleList([student, ensemble])
     teachers = copy.deepcopy(learns).requires_grad_(False)
     optimizer = SGD(learns.parameters(), 0.05, 0.9, weight_decay=5e-4, nesterov=True)
-    hyper = naive_pcl.Hyper(alpha=0.0)  # no ramp: w(e) = 1
-    for step, (views, labels) in enumerate(batches(3), start=1):
+    hyper = naive_pcl.Hyper(num_peers=peers, alpha=0.0)  # no ramp: w(e) = 1
+    for step, (views, labels) in enumerate(batches(peers)[:steps], start=1):
         _, _, h, z = student(views)
         q = teachers[0](views)[3]
         losses = naive_pcl.pcl_losses(z, ensemble(torch.cat(h, dim=1)), q, labels, 0, hyper)
@@ -194,12 +195,21 @@ def test_pcl_of_separate_networks_equals_plain_networks_side_by_side() -> None:
         moment = Moment(step=step, lr=0.05, distill_weight=1.0, ema_coefficient=phi)
         terms = train_step(state, ViewBatch(views, labels, torch.arange(BATCH)), moment).terms
         check_close(terms.sum(), losses["total"].detach())
-        check_close(terms[:3], losses["ce_peers"].detach())
+        check_close(terms[:peers], losses["ce_peers"].detach())
     assert state.mean_teacher is not None
-    check_close(state.network.ensemble.weight, ensemble.weight)
-    for network, naive in ((state.network, student), (state.mean_teacher.network, teachers[0])):
+    for network, (naive, classifier) in ((state.network, learns), (state.mean_teacher.network, teachers)):
         assert isinstance(naive, NaivePeers)
+        assert isinstance(network.ensemble, nn.Linear)
+        check_close(network.ensemble.weight, classifier.weight)
         for peer, each in enumerate(naive.networks):
             own = network.deployed_state_dict(peer)
             for key, value in each.state_dict().items():
                 check_close(own[key], value, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_pcl_of_separate_networks_equals_plain_networks_side_by_side() -> None:
+    """Ten steps: losses, networks, ensemble classifier, and mean teachers with statistics of their own."""
+    config = Config(model="resnet8", split="none", device="cpu", amp=AmpConfig(dtype="float32"))
+    state = build_state(resolve(config), torch.float64)
+    student, _ = naive_of(Case(method="pcl", loss=RIVALS.vanilla, shares=False, views=3), state)
+    check_pcl(state, student, steps=10)

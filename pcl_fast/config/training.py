@@ -104,8 +104,11 @@ class TrainConfig:
 class AmpConfig:
     """Mixed precision."""
 
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision of convolutions and their activations; weights, losses and the EMA are always float32."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Precision of convolutions and their activations; weights, losses and the EMA are always float32.
+
+    `auto` is bfloat16 where the device has it, else float32; float16, with a loss scale, is for older GPUs.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def step_work(config: Config) -> StepWork:
         num_peers=objective.num_peers,
         ensemble=objective.has_ensemble,
         teacher=("train" if own else "eval") if objective.uses_mean_teacher else "none",
-        width=2 if config.amp.dtype == "bfloat16" else FLOAT32,
+        width=FLOAT32 if config.amp.dtype == "float32" else 2,
     )
 
 

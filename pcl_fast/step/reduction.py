@@ -72,10 +72,10 @@ class Reduction:
             torch._foreach_copy_(places, values)  # pyright: ignore[reportPrivateUsage]
 
 
-def times(seeds: Sequence[Tensor | None], roots: Sequence[Tensor], images: int) -> list[Tensor]:
-    """Seeds of a backward pass that differentiates the sum over `images` instead of their mean."""
+def times(seeds: Sequence[Tensor | None], roots: Sequence[Tensor], factor: float | Tensor) -> list[Tensor]:
+    """Seeds of a backward pass that differentiates `factor` times the loss; it may be a scalar there."""
     return [
-        torch.full_like(root, images) if seed is None else seed * images
+        torch.ones_like(root) * factor if seed is None else seed * factor
         for seed, root in zip(seeds, roots, strict=True)
     ]
 

@@ -14,6 +14,7 @@ from pcl_fast.guard import FiniteGuard, SpikeGuard
 from pcl_fast.models.peers import PeerNetwork
 from pcl_fast.objectives import Objective
 from pcl_fast.step.arena import Arena
+from pcl_fast.step.loss_scale import LossScale
 from pcl_fast.step.mean_teacher import MeanTeacher
 from pcl_fast.step.reduction import Reduction
 from pcl_fast.step.regularise import Regularisation
@@ -28,8 +29,9 @@ class TrainState:
 
     `arena` holds parameters, momentum and averages. `student_forward` and `teacher_forward` run the two
     networks (compiled or not), `fork` the one beside the other; `amp_dtype` is the precision of their
-    convolutions. `reduction` adds up over all ranks, if there are several; `spikes`
-    says which updates to skip; `regularise` changes batches before anything sees them, if that is wanted.
+    convolutions, and `loss_scale` there if that is float16. `reduction` adds up over all ranks, if there are
+    several; `spikes` says which updates to skip; `regularise` changes batches before anything sees them, if
+    that is wanted.
     """
 
     network: PeerNetwork
@@ -43,6 +45,7 @@ class TrainState:
     fork: Fork
     reduction: Reduction | None = None
     spikes: SpikeGuard | None = None
+    loss_scale: LossScale | None = None
     regularise: Regularisation | None = None
 
     def learning_mode(self) -> None:
@@ -58,6 +61,7 @@ class TrainState:
             "mean_teacher": _copies(self.mean_teacher.network.state_dict()) if self.mean_teacher else None,
             "momentum": _copies(self.arena.momentum),
             "spikes": self.spikes.state_dict() if self.spikes else None,
+            "loss_scale": self.loss_scale.state_dict() if self.loss_scale else None,
             "memory": _copies(self.objective.memory),
         }
 
@@ -75,6 +79,8 @@ class TrainState:
         self.arena.refresh_half()
         if self.spikes is not None and saved.get("spikes") is not None:
             self.spikes.load_state_dict(saved["spikes"])
+        if self.loss_scale is not None and saved.get("loss_scale") is not None:
+            self.loss_scale.load_state_dict(saved["loss_scale"])
         for name, tensor in self.objective.memory.items():
             tensor.copy_(saved["memory"][name])
 

@@ -1,5 +1,6 @@
 """One training step: forward, losses, backward, SGD, mean teachers."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pcl_fast.contract import PeerOutputs, ViewBatch
-from pcl_fast.objectives.base import Loss
+from pcl_fast.objectives.base import Loss, full_precision
 from pcl_fast.step.reduction import times
 from pcl_fast.step.state import TrainState
 
@@ -47,18 +48,23 @@ def train_step(state: TrainState, batch: ViewBatch, moment: Moment) -> StepMetri
     weight = _on_device(moment.distill_weight, batch.labels_B)
     loss = state.objective.loss(student, teacher, batch.labels_B, weight)
     watched = _differentiate(state, loss, len(batch.labels_B))
+    lost = None if state.loss_scale is None else state.loss_scale.undo(state.arena.buffers.gradients)
     metrics = StepMetrics(loss.terms, loss.correct, state.arena.gradient_norm())
-    _update(state, [watched, metrics.gradient_norm], moment)
+    _update(state, [watched, metrics.gradient_norm], lost, moment)
     return metrics
 
 
 def _differentiate(state: TrainState, loss: Loss, images: int) -> Tensor:
     """The gradients of the mean loss over the images of all ranks, and what to watch besides their norm."""
+    roots, seeds, scale = loss.roots, loss.seeds, state.loss_scale
+    if scale is not None:
+        seeds = scale.applied(seeds, roots)
     if state.reduction is None:
-        state.arena.differentiate(loss.roots, loss.seeds)
+        state.arena.differentiate(roots, seeds)
         return loss.terms
-    state.arena.differentiate(loss.roots, times(loss.seeds, loss.roots, images))
-    return state.reduction(images, [loss.terms, state.arena.gradient_norm()])
+    state.arena.differentiate(roots, times(seeds, roots, images))
+    norm = state.arena.gradient_norm()
+    return state.reduction(images, [loss.terms, norm if scale is None else scale.alarming(norm)])
 
 
 def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, PeerOutputs | None]:
@@ -75,12 +81,27 @@ def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, Peer
             views_VBCHW = views_VBCHW.to(state.amp_dtype)
         teacher, student = state.fork([teach, lambda: state.student_forward(views_VBCHW)])
     assert student is not None
-    return student, teacher
+    return (student if state.loss_scale is None else _full_precision(student)), teacher
 
 
-def _update(state: TrainState, watched: Sequence[Tensor], moment: Moment) -> None:
-    """SGD, then the mean teachers (PCL eq. 4); neither in a spike, or once anything was not finite."""
+def _full_precision(outputs: PeerOutputs) -> PeerOutputs:
+    """With logits in float32, so that their gradients are multiplied before float16 holds them."""
+    ensemble_BC = outputs.ensemble_logits_BC
+    return dataclasses.replace(
+        outputs,
+        logits_VBC=full_precision(outputs.logits_VBC),
+        ensemble_logits_BC=None if ensemble_BC is None else full_precision(ensemble_BC),
+    )
+
+
+def _update(state: TrainState, watched: Sequence[Tensor], lost: Tensor | None, moment: Moment) -> None:
+    """SGD, then the mean teachers (PCL eq. 4); neither in a spike, nor once anything was not finite.
+
+    `lost` is above 0 in a step whose gradients did not fit into float16: that is skipped, too.
+    """
     stop = state.guard.watch(watched, moment.step)
+    if lost is not None:
+        stop = torch.maximum(stop, lost)
     if state.spikes is not None:
         stop = torch.maximum(stop, state.spikes.watch(watched[-1]))
     lr, phi = (_on_device(value, stop) for value in (moment.lr, moment.ema_coefficient))

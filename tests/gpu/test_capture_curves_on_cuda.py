@@ -45,7 +45,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_thousand_replays_learn_as_eager_float32_does(
     tmp_path: Path, reference: list[Record], dtype: str
 ) -> None:

@@ -25,7 +25,7 @@ STEPS = 100
 
 
 @pytest.mark.parametrize("host_fed", [False, True], ids=["resident", "host-fed"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["pcl", "vanilla"])
 def test_a_hundred_replays_are_a_hundred_steps(
     tmp_path: Path, method: str, dtype: str, host_fed: bool

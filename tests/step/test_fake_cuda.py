@@ -97,7 +97,7 @@ def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (sgd_ema, "has_triton", lambda: False),
         (pipelines.resident, "has_triton", lambda: False),
         (pipelines.resident, "check_data", lambda *inputs: None),  # looks at values, before a run
-        (torch.cuda, "is_bf16_supported", lambda: True),
+        (torch.cuda, "is_bf16_supported", lambda **options: True),
         (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         (Arena, "differentiate", pretend_to_differentiate),
         (PeerNetwork, "to", lambda network, *args, **kwargs: network),  # it is there

@@ -83,9 +83,10 @@ def test_a_step_in_bfloat16_is_near_that_in_float32() -> None:
         assert moved < 0.05, name
 
 
-def test_training_learns_a_batch_by_heart() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_training_learns_a_batch_by_heart(dtype: str) -> None:
     """Every head, student's and mean teacher's, gets right what it has seen often."""
-    state = tiny_state()
+    state = tiny_state(dtype)
     (batch,) = make_batches(1)
     metrics = train(state, [batch] * 25)
     assert metrics[-1].correct.tolist() == [BATCH] * 4
