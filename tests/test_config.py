@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pcl_fast.presets import find_preset, preset_names
 
 NAN = float("nan")
 
+WITHOUT_MEAN_TEACHERS = partial(PclConfig, mean_teacher=False)
 # (what is built, the field, a bad value, the flag, a part of the fix)
 RULES: list[tuple[Callable[..., Any], str, Any, str, str]] = [
     (DataConfig, "subset", 0, "--data.subset 0", "at least 1 image"),
@@ -45,6 +47,7 @@ RULES: list[tuple[Callable[..., Any], str, Any, str, str]] = [
     (PclConfig, "rampup_epochs", -1.0, "--pcl.rampup-epochs -1.0", "0 (no ramp-up) or more"),
     (PclConfig, "rampup_share", 1.1, "--pcl.rampup-share 1.1", "a share, 0 to 1"),
     (PclConfig, "rampup_share", -0.1, "--pcl.rampup-share -0.1", "a share, 0 to 1"),
+    (WITHOUT_MEAN_TEACHERS, "mutual_learning", True, "--pcl.mutual-learning True", "leave out"),
     (PclConfig, "ema_decay", 1.0, "--pcl.ema-decay 1.0", "0 or more, below 1"),
     (PclConfig, "ema_decay", -0.1, "--pcl.ema-decay -0.1", "0 or more, below 1"),
     (OptimConfig, "lr", 0.0, "--optim.lr 0.0", "positive number"),

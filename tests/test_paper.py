@@ -288,6 +288,21 @@ def test_an_ablation_leaves_out_its_term_and_no_other(options: dict[str, Any], k
     assert all(torch.equal(found[name], whole[name]) for name in found)
 
 
+@pytest.mark.parametrize("m", [2, 3, 8])
+def test_plain_mutual_learning_has_peers_in_the_place_of_their_averages(m: int) -> None:
+    """Eq. 5 with p_k for q_k, as constants: no gradient reaches the peer that teaches."""
+    z, z_t, q = noise(m, 4, 6).requires_grad_(), noise(4, 6), noise(m, 4, 6)
+    found = terms_of(PclConfig(num_peers=m, mutual_learning=True), z, z_t, q, weight=0.25)
+    usual = terms_of(PclConfig(num_peers=m), z, z_t, z.detach(), weight=0.25)
+    assert [name.replace("ml/", "pm/") for name in found] == list(usual)
+    assert list(found) != list(usual)
+    for ours, theirs in zip(found.values(), usual.values(), strict=True):
+        assert torch.equal(ours, theirs)
+    (ours,) = torch.autograd.grad(found["ml/peer1"], z)
+    assert ours[0].abs().max() > 0
+    assert not ours[1:].any()
+
+
 @pytest.mark.parametrize("m", range(1, 9))
 def test_any_number_of_peers_from_one_to_eight_trains(m: int) -> None:
     """m = 1 has nobody else to learn from: L_pm is absent, not 0/0."""

@@ -40,6 +40,8 @@ class PclConfig:
     """Distil from the peer ensemble teacher (L_pe; the paper's ablation turns it off)."""
     mean_teacher: bool = True
     """Distil from the peer mean teachers (L_pm; the paper's ablation turns it off)."""
+    mutual_learning: bool = False
+    """Let peers teach each other as they are, in the place of their mean teachers (plain mutual learning)."""
 
     def __post_init__(self) -> None:
         """Validate."""
@@ -47,6 +49,10 @@ class PclConfig:
         require(1 <= peers <= MAX_PEERS, "pcl.num-peers", peers, f"give 1 to {MAX_PEERS}")
         require(self.temperature > 0, "pcl.temperature", self.temperature, "give a positive number, as 3")
         require(self.distill_weight >= 0, "pcl.distill-weight", self.distill_weight, "give 0 or more")
+        plain = self.mutual_learning
+        require(
+            self.mean_teacher or not plain, "pcl.mutual-learning", plain, "leave out --pcl.no-mean-teacher"
+        )
         alpha = self.rampup_epochs
         require(alpha is None or alpha >= 0, "pcl.rampup-epochs", alpha, "give 0 (no ramp-up) or more")
         require(0 <= self.rampup_share <= 1, "pcl.rampup-share", self.rampup_share, "give a share, 0 to 1")

@@ -29,11 +29,12 @@ class Pcl(Objective):
         self.options = options
         self.num_peers = options.num_peers
         self.num_views = options.num_peers if options.view_per_peer else 1
-        self.mean_teachers_teach = options.mean_teacher and options.num_peers > 1
+        self.others_teach = options.mean_teacher and options.num_peers > 1
         self.term_names = self._names()
 
     def _names(self) -> tuple[str, ...]:
-        kinds = ["ce"] + ["pe"] * self.options.ensemble_teacher + ["pm"] * self.mean_teachers_teach
+        of_others = "ml" if self.options.mutual_learning else "pm"
+        kinds = ["ce"] + ["pe"] * self.options.ensemble_teacher + [of_others] * self.others_teach
         names = [f"{kind}/peer{j + 1}" for kind in kinds for j in range(self.num_peers)]
         return (*names[: self.num_peers], "ce/ensemble", *names[self.num_peers :])
 
@@ -49,11 +50,20 @@ class Pcl(Objective):
         if self.options.ensemble_teacher:
             target_BC = ensemble_BC.detach() if self.options.detach_ensemble else ensemble_BC
             losses.append(weight * ensemble_distillation(target_BC, logits_VBC, temperature))
-        if self.mean_teachers_teach:
-            assert teacher is not None, "L_pm needs the mean teachers' logits"
-            teacher_VBC = full_precision(teacher.logits_VBC).detach()
+        teacher_VBC = self._other_teachers(student, teacher)
+        if teacher_VBC is not None:
+            teacher_VBC = full_precision(teacher_VBC)
             losses.append(weight * mean_teacher_distillation(teacher_VBC, logits_VBC, temperature))
         return torch.cat(losses)
+
+    def _other_teachers(self, student: PeerOutputs, teacher: PeerOutputs | None) -> Tensor | None:
+        """The logits by which peers learn from each other: the mean teachers', or their own; None without."""
+        if not self.others_teach:
+            return None
+        if self.options.mutual_learning:
+            return student.logits_VBC.detach()
+        assert teacher is not None, "L_pm needs the mean teachers' logits"
+        return teacher.logits_VBC.detach()
 
     def loss(
         self, student: PeerOutputs, teacher: PeerOutputs | None, labels_B: Tensor, weight: Tensor
@@ -61,14 +71,14 @@ class Pcl(Objective):
         """The same; by one kernel where there is one for it, which takes no soft labels."""
         ensemble_BC = student.ensemble_logits_BC
         assert ensemble_BC is not None, "the ensemble teacher needs its classifier"
-        teacher_VBC = teacher.logits_VBC if teacher is not None and self.mean_teachers_teach else None
+        teacher_VBC = self._other_teachers(student, teacher)
         fused = self.options.detach_ensemble and not is_soft(labels_B)
         if not fused or not takes(student.logits_VBC, ensemble_BC, teacher_VBC):
             return super().loss(student, teacher, labels_B, weight)
         rule = LossRule(
             temperature=self.options.temperature,
             ensemble_teacher=self.options.ensemble_teacher,
-            mean_teachers=self.mean_teachers_teach,
+            mean_teachers=self.others_teach,
         )
         made = pcl_loss(student.logits_VBC, ensemble_BC, teacher_VBC, labels_B, weight, rule)
         seeds = made.grad_logits_VBC, made.grad_ensemble_BC

@@ -21,6 +21,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "ensemble not detached": {"pcl": {"detach_ensemble": False}},
     "no ensemble teacher": {"pcl": {"ensemble_teacher": False}},
     "no mean teachers": {"pcl": {"mean_teacher": False}},
+    "mutual learning": {"pcl": {"mutual_learning": True}},
     "one view": {"pcl": {"view_per_peer": False}},
     "views in turn": {"pcl": {"trunk_views": "loop"}},
     "joint statistics": {"pcl": {"bn_views": "joint"}},

@@ -56,7 +56,7 @@ def terms_of(options: PclConfig, z: Tensor, z_t: Tensor, q: Tensor, weight: floa
 
 
 def of_kind(kind: str, terms: dict[str, Tensor]) -> list[float]:
-    """The terms `ce`, `pe` or `pm` of all peers, in their order."""
+    """The terms `ce`, `pe`, `pm` or `ml` of all peers, in their order."""
     return [value.item() for name, value in terms.items() if name.startswith(f"{kind}/peer")]
 
 

@@ -38,6 +38,7 @@ METHODS: list[dict[str, Any]] = [
     {"ema_bn": "copy", "view_per_peer": False, "trunk_views": "loop"},
     {"ema_bn": "ema", "num_peers": 1},
     {"detach_ensemble": False, "bn_views": "joint"},
+    {"mutual_learning": True},
     {"method": "vanilla"},
 ]
 

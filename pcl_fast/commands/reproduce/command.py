@@ -41,7 +41,7 @@ class ReproduceOptions:
     rows: str = ""
     """Networks, as resnet32,vgg16; by default all of the table."""
     methods: str = ""
-    """Methods, as vanilla,dml,pcl; by default all."""
+    """Methods, as vanilla,dml,pcl (of the ablation, as pcl,no-mean-teacher); by default all."""
     seeds: str = "0,1,2"
     """A run for each of these seeds."""
     budget: Budget = "full"

@@ -22,6 +22,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "pcl": {},
     "no-ensemble-teacher": {"ensemble_teacher": False},
     "no-mean-teacher": {"mean_teacher": False},
+    "no-teachers": {"ensemble_teacher": False, "mean_teacher": False},
+    "mutual-learning": {"mutual_learning": True},
     "one-view": {"view_per_peer": False},
     "joint-bn": {"bn_views": "joint"},
     "ema-bn-copy": {"ema_bn": "copy"},
@@ -55,7 +57,7 @@ def plan_runs(matrix: Matrix, root: Path) -> list[Planned]:
 
     ConfigError for a row or a method that the table does not have.
     """
-    known = tuple(ABLATIONS) if matrix.table == "ablation" else METHODS
+    known = ("vanilla", *ABLATIONS) if matrix.table == "ablation" else METHODS
     rows = _known(matrix.rows, _rows(matrix), "--rows")
     variants = _known(matrix.variants, known, "--methods")
     return [
