@@ -105,12 +105,32 @@ def test_a_wrong_word_is_exit_2_and_the_nearest_right_one(
     ],
 )
 def test_a_wrong_flag_is_exit_2_and_what_to_give_instead(
-    flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    flags: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert code_of(["train", "demo", *flags]) == 2
-    out, err = capsys.readouterr()
-    assert said in out + err
+    """In one line, however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", "30")
+    assert said in error_of(["train", "demo", *flags], 2, capsys)
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate", "missing from pcl-fast evaluate: PATH Folder of a run"),
+        ("evaluate runs --what", "unrecognized options: --what. `pcl-fast evaluate --help` lists all flags"),
+        ("fetch cifar10 twice", "unrecognized options: twice"),
+        ("reproduce cifar", "Expected one of ('cifar10', 'cifar100', 'imagenet', 'ablation')"),
+        ("convert imagefolder here", "missing from pcl-fast convert imagefolder: DST"),
+        ("verify a.beton --sheets b", "Did you mean '--sheet'?"),
+        ("profile demo --profile.step 3", "Did you mean '--profile.steps'?"),
+        ("profile data a.beton --view 1", "Did you mean '--views'?"),
+        ("report --outt x", "Did you mean '--out'?"),
+    ],
+)
+def test_every_command_says_in_one_line_what_it_cannot_read(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in error_of(words.split(), 2, capsys)
 
 
 @pytest.mark.parametrize("words", [["train"], ["train", "--help"]])

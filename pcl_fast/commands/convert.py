@@ -18,6 +18,7 @@ from datasets_prep.convert import ConvertOptions, convert
 from datasets_prep.listings.cifar import list_cifar
 from datasets_prep.listings.imagenet import list_imagenet
 from datasets_prep.listings.listing import Listing, list_folder
+from pcl_fast.commands.flags import one_line
 from pcl_fast.errors import ConfigError, did_you_mean
 from pcl_fast.manifest import Manifest
 
@@ -139,7 +140,10 @@ def main(words: Sequence[str]) -> None:
     if words and not words[0].startswith("-") and words[0] not in KINDS:
         hint = did_you_mean(words[0], KINDS) or f" There are: {', '.join(KINDS)}."
         raise ConfigError(f"unknown kind '{words[0]}'.{hint}")
-    arguments: Arguments = tyro.extras.subcommand_cli_from_dict(KINDS, args=words, prog="pcl-fast convert")
+    with one_line(words, "pcl-fast convert"):
+        arguments: Arguments = tyro.extras.subcommand_cli_from_dict(
+            KINDS, args=words, prog="pcl-fast convert"
+        )
     options = _options(arguments)
     made = [convert_one(listing, path.expanduser(), options) for listing, path in arguments.jobs()]
     print_next(made)

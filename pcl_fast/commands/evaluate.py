@@ -14,6 +14,7 @@ from rich.table import Table
 from pcl_fast import atomic
 from pcl_fast.build import build_state
 from pcl_fast.commands.data import opened_val
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.config import Backend
 from pcl_fast.device import resolve
 from pcl_fast.errors import ConfigError
@@ -45,7 +46,7 @@ class EvaluateArguments:
 
 def main(words: Sequence[str]) -> None:
     """Print a table for every run in the folder."""
-    arguments = tyro.cli(EvaluateArguments, args=words, prog="pcl-fast evaluate")
+    arguments = read_flags(EvaluateArguments, words, "pcl-fast evaluate")
     console = Console()
     figures: dict[str, dict[str, Any]] = {}
     for path in runs_in(arguments.run):

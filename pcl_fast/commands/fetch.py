@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from datasets_prep.fetch import fetch
+from pcl_fast.commands.flags import read_flags
 
 
 @dataclass(frozen=True)
@@ -24,5 +25,5 @@ class FetchArguments:
 
 def main(words: Sequence[str]) -> None:
     """Fetch the data set."""
-    arguments = tyro.cli(FetchArguments, args=words, prog="pcl-fast fetch")
+    arguments = read_flags(FetchArguments, words, "pcl-fast fetch")
     fetch(arguments.name, arguments.source, arguments.root)

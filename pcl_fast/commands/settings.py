@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from pcl_fast.build import build_network
 from pcl_fast.commands.data import fit_to_data
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.config import Config
 from pcl_fast.device import resolve
 from pcl_fast.dist import find_place
@@ -26,16 +26,12 @@ Options = TypeVar("Options")
 
 @contextlib.contextmanager
 def _told_once() -> Generator[None]:
-    """Of several ranks that cannot read the same flags, one says so."""
-    if find_place().is_first:
+    """Of several ranks that cannot read the same words, one says so."""
+    try:
         yield
-        return
-    with (
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stderr(nowhere),
-        contextlib.redirect_stdout(nowhere),
-    ):
-        yield
+    except ConfigError as error:
+        error.told_elsewhere = not find_place().is_first
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +51,13 @@ class Chosen:
 def choose(command: str, words: Sequence[str]) -> Chosen:
     """Parse `PRESET [--flags]` of a command; prints help and exits where that is asked for.
 
-    A wrong flag ends the program with exit code 2 and the nearest right one; an unknown preset raises
-    ConfigError; images that cannot be used, DataError.
+    ConfigError for a wrong flag, with the nearest right one, and for an unknown preset; DataError for images
+    that cannot be used.
     """
-    import tyro  # late: `profile gpu` also runs where it is missing
-
-    preset, flags = _find(command, words)
     with _told_once():
-        config = tyro.cli(
-            Config, default=preset.config, args=flags, prog=_prog(command, preset), description=preset.about
-        )
+        preset, flags = _find(command, words)
+        prog = _prog(command, preset)
+        config = read_flags(Config, flags, prog, default=preset.config, description=preset.about)
     return _chosen(preset, config)
 
 
@@ -74,18 +67,14 @@ def choose_with(command: str, words: Sequence[str], options: Options) -> tuple[C
     `options` holds their defaults and comes back as given by the user; its field `steps` is the flag
     `--COMMAND.steps`.
     """
-    import tyro
+    import tyro  # late: `profile gpu` also runs where it is missing
 
-    preset, flags = _find(command, words)
-    fields = [("config", Annotated[Config, tyro.conf.arg(name="")]), (command, type(options))]
-    flags_type = dataclasses.make_dataclass("Flags", fields, frozen=True)
-    both = tyro.cli(
-        flags_type,
-        default=flags_type(preset.config, options),
-        args=flags,
-        prog=_prog(command, preset),
-        description=preset.about,
-    )
+    with _told_once():
+        preset, flags = _find(command, words)
+        fields = [("config", Annotated[Config, tyro.conf.arg(name="")]), (command, type(options))]
+        flags_type = dataclasses.make_dataclass("Flags", fields, frozen=True)
+        default, prog = flags_type(preset.config, options), _prog(command, preset)
+        both = read_flags(flags_type, flags, prog, default=default, description=preset.about)
     return _chosen(preset, both.config), getattr(both, command)
 
 

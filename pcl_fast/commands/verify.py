@@ -16,6 +16,7 @@ from datasets_prep.conversion.progress import image_progress
 from datasets_prep.verify import verify
 from pcl_fast import atomic
 from pcl_fast.beton import open_beton
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.errors import ConfigError, DataError
 from pcl_fast.manifest import read_manifest
 
@@ -36,7 +37,7 @@ class VerifyArguments:
 
 def main(words: Sequence[str]) -> None:
     """Verify; DataError after the list of what is wrong."""
-    arguments = tyro.cli(VerifyArguments, args=words, prog="pcl-fast verify")
+    arguments = read_flags(VerifyArguments, words, "pcl-fast verify")
     if arguments.workers < 0:
         raise ConfigError(f"--workers {arguments.workers}: give 0 or more")
     if arguments.sheet and arguments.sheet.suffix.lower() not in SHEET_ENDINGS:

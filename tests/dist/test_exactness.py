@@ -27,6 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sync-own": {"pcl": {"num_peers": 3}},
     "sync-ema": {"pcl": {"num_peers": 3, "ema_bn": "ema"}},
     "sync-vanilla": {"method": "vanilla"},
+    "sync-smoothed": {"pcl": {"num_peers": 2}, "train": {"label_smoothing": 0.1}},
     "frozen-own": {"pcl": {"num_peers": 2}},
     "frozen-vanilla": {"method": "vanilla"},
     "local": {"pcl": {"num_peers": 2}},
@@ -65,7 +66,9 @@ def freeze(state: TrainState) -> None:
 def course(name: str, world: World, count: int = IMAGES, **changes: Any) -> Course:
     """Train as the trainer does, with what it does it with."""
     sync = {"sync_bn": name.startswith("sync")}
-    config = config_of(world.size, train={"epochs": EPOCHS}, **(CASES[name] | sync | changes))
+    case = CASES[name] | sync | changes
+    train = {"epochs": EPOCHS} | case.pop("train", {})
+    config = config_of(world.size, train=train, **case)
     state = build_state(config, torch.float64, world=world)
     if name.startswith("frozen"):
         freeze(state)

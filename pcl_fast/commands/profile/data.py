@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from pcl_fast import atomic
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.commands.profile.data_arguments import HOST, LOADERS, STOCK, DataArguments
 from pcl_fast.commands.profile.data_report import Found, report_of, results_table
 from pcl_fast.commands.profile.preset import machine
@@ -36,7 +36,7 @@ TINY_SCALE, TINY_SIZE = (1e-4, 1e-4), 8
 
 def main(words: Sequence[str]) -> None:
     """Measure, print a table with a verdict on each loader, and write the JSON that was asked for."""
-    arguments = tyro.cli(DataArguments, args=words, prog="pcl-fast profile data")
+    arguments = read_flags(DataArguments, words, "pcl-fast profile data")
     arguments.check()
     console = Console()
     window = fit_window(arguments, len(open_images(arguments.file.expanduser()).labels_N))

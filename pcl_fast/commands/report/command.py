@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from pcl_fast import atomic
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.commands.report.page import Picture, Section, folded, page, paragraph, picture, table
 from pcl_fast.commands.report.plots import draw_between, draw_calibration, draw_pairs, draw_results
 from pcl_fast.commands.report.runs import Group, find_runs, group_runs
@@ -47,7 +48,7 @@ class ReportArguments:
 
 def main(words: Sequence[str]) -> None:
     """Write the report, and say where it is."""
-    arguments = tyro.cli(ReportArguments, args=words, prog="pcl-fast report")
+    arguments = read_flags(ReportArguments, words, "pcl-fast report")
     if not arguments.runs:
         raise ConfigError("no run given; give folders of runs, as: pcl-fast report runs/one runs/other")
     groups = group_runs(find_runs(arguments.runs))

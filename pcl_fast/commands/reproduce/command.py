@@ -9,6 +9,7 @@ import tyro
 from rich.console import Console
 
 from pcl_fast.commands.data import fit_to_data
+from pcl_fast.commands.flags import read_flags
 from pcl_fast.commands.reproduce.planned import (
     CPU_EPOCHS,
     CPU_IMAGES,
@@ -64,7 +65,7 @@ def main(words: Sequence[str]) -> None:
     A run that another process trains is left to it: several processes may share a table. One that diverges
     is named at the end.
     """
-    options = tyro.cli(ReproduceOptions, args=words, prog="pcl-fast reproduce")
+    options = read_flags(ReproduceOptions, words, "pcl-fast reproduce")
     root = options.out or Path("runs") / "reproduce" / f"{options.table}-{options.budget}"
     seeds = [_number(word) for word in _words(options.seeds)]
     matrix = Matrix(options.table, _words(options.rows), _words(options.methods), seeds, options.budget)
