@@ -66,8 +66,8 @@ def freeze(state: TrainState) -> None:
 def course(name: str, world: World, count: int = IMAGES, **changes: Any) -> Course:
     """Train as the trainer does, with what it does it with."""
     sync = {"sync_bn": name.startswith("sync")}
-    case = CASES[name] | sync | changes
-    train = {"epochs": EPOCHS} | case.pop("train", {})
+    case: dict[str, Any] = CASES[name] | sync | changes
+    train: dict[str, Any] = {"epochs": EPOCHS} | case.pop("train", {})
     config = config_of(world.size, train=train, **case)
     state = build_state(config, torch.float64, world=world)
     if name.startswith("frozen"):
