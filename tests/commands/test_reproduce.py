@@ -45,7 +45,9 @@ def test_budgets_and_ablations(tmp_path: Path) -> None:
     assert (cpu.row, cpu.config.model, cpu.config.data.subset) == ("resnet8", "resnet8", 5_000)
     runs = plan_runs(matrix(table="ablation", seeds=[0]), tmp_path)
     assert [run.variant for run in runs] == ["vanilla", *ABLATIONS]
-    assert {run.config.model for run in runs} == {"resnet110"}
+    assert {(run.config.model, run.config.data.dataset) for run in runs} == {("resnet110", "cifar100")}
+    small = plan_runs(matrix(table="ablation", seeds=[0], budget="cpu"), tmp_path)
+    assert {(run.config.model, run.config.data.dataset) for run in small} == {("resnet8", "cifar10")}
     assert len({(run.config.method, run.config.pcl) for run in runs}) == len(runs), "each is something else"
 
 
