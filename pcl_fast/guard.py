@@ -1,5 +1,6 @@
 """Before the optimizer's step, on the device: is everything finite, and is it a spike?"""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -39,7 +40,24 @@ class FiniteGuard:
         )
 
 
-class SpikeGuard:
+class SavedTensors(ABC):
+    """What remembers, in tensors on the device, what its later answers depend on; a run saves them."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """All of them, by name."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of them, by name."""
+        return {name: tensor.clone() for name, tensor in self._tensors().items()}
+
+    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on from `state_dict`, in the same memory."""
+        for name, tensor in self._tensors().items():
+            tensor.copy_(saved[name])
+
+
+class SpikeGuard(SavedTensors):
     """Says which steps to skip because their gradient is far larger than usual.
 
     A spike is a norm above `factor` times the median of the last 101 finite norms, once there are 20. Its
@@ -87,16 +105,7 @@ class SpikeGuard:
         count = self._entered.clamp(1, SPIKE_WINDOW)
         return (ordered.take((count - 1) // 2) + ordered.take(count // 2)) / 2
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that later answers depend on, and the count: tensors of its own."""
-        return {name: tensor.clone() for name, tensor in self._state().items()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from `state_dict`, in the same memory."""
-        for name, tensor in self._state().items():
-            tensor.copy_(saved[name])
-
-    def _state(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
         return {
             "norms": self._norms,
             "entered": self._entered,

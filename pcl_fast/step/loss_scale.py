@@ -1,16 +1,17 @@
 """The factor that keeps gradients within float16's range, on the device: a step is captured with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pcl_fast.guard import SavedTensors
 from pcl_fast.step.reduction import times
 
 FIRST, PATIENCE = 2.0**16, 2_000  # the factor at first; steps without an overflow before it is doubled
 
 
-class LossScale:
+class LossScale(SavedTensors):
     """What a loss is multiplied with before it is differentiated, and its gradients are divided by after.
 
     Where the gradients are not finite, the step is skipped and the factor halved; after 2,000 steps in a row
@@ -48,14 +49,5 @@ class LossScale:
         self.skipped.add_(lost)
         return lost.float()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """All that later steps depend on, and the count of skipped ones: tensors of its own."""
-        return {name: tensor.clone() for name, tensor in self._state().items()}
-
-    def load_state_dict(self, saved: Mapping[str, Tensor]) -> None:
-        """Go on from `state_dict`, in the same memory."""
-        for name, tensor in self._state().items():
-            tensor.copy_(saved[name])
-
-    def _state(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
         return {"scale": self.scale, "clean": self._clean, "skipped": self.skipped}
