@@ -168,6 +168,15 @@ def test_triton_in_half_precision(dtype: torch.dtype) -> None:
     assert_close(found, exact_loss(batch, BOTH), 2**-7 if dtype == torch.bfloat16 else 2**-10, 1e-6)
 
 
+def test_triton_with_float16_teachers_of_float32_peers() -> None:
+    """As a step in float16 has them, whose loss is scaled."""
+    z, z_t, q, labels = random_batch(3, 3, 100)
+    batch = z, z_t, q.half(), labels
+    found = triton_loss(batch, BOTH)
+    assert found.grad_logits_VBC.dtype == torch.float32
+    assert_close(found, exact_loss(batch, BOTH), 1e-5, 2e-7)
+
+
 def test_triton_gives_the_same_bits_again() -> None:
     batch = random_batch(3, 3, 1003)
     first, second = triton_loss(batch, BOTH), triton_loss(batch, BOTH)
