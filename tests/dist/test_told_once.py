@@ -79,6 +79,14 @@ def test_a_number_of_ranks_that_is_not_there(photos: Path, tmp_path: Path) -> No
     assert outcomes[1].err == ""
 
 
+def test_a_flag_that_there_is_not(photos: Path, tmp_path: Path) -> None:
+    outcomes = run(tmp_path, training(photos, tmp_path / "run", "--train.epoch", "3"))
+    assert codes(outcomes) == [2, 2], said(outcomes)
+    (line,) = outcomes[0].err.splitlines()
+    assert line.startswith("pcl-fast: rank 0: error: unrecognized options: --train.epoch, 3. Did you mean ")
+    assert outcomes[1].err == ""
+
+
 def test_what_each_rank_meets_before_it_meets_the_others(photos: Path, tmp_path: Path) -> None:
     """Each says so for itself: it may be its machine's fault only."""
     outcomes = run(tmp_path, training(photos, tmp_path / "run", "--data.val", "nowhere.beton"))
