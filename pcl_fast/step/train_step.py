@@ -62,9 +62,12 @@ def _differentiate(state: TrainState, loss: Loss, images: int) -> Tensor:
     if state.reduction is None:
         state.arena.differentiate(roots, seeds)
         return loss.terms
-    state.arena.differentiate(roots, times(seeds, roots, images))
-    norm = state.arena.gradient_norm()
-    return state.reduction(images, [loss.terms, norm if scale is None else scale.alarming(norm)])
+    if scale is None:
+        state.arena.differentiate(roots, times(seeds, roots, images))
+        return state.reduction(images, [loss.terms, state.arena.gradient_norm()])
+    state.arena.differentiate(roots, seeds)
+    state.arena.buffers.gradients.mul_(images)  # not before: float16 may have no room for it
+    return state.reduction(images, [loss.terms, scale.alarming(state.arena.gradient_norm())])
 
 
 def _forwards(state: TrainState, views_VBCHW: Tensor) -> tuple[PeerOutputs, PeerOutputs | None]:
