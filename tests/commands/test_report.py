@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
@@ -244,6 +245,16 @@ def test_where_a_run_lies_and_on_what_it_ran_do_not_tell_it_apart(runs: Path) ->
     assert [row["seeds"] for row in results_of(runs) if row["method"] == "pcl"] == ["0, 1"] * 2
     changed, _ = settings_tables(group_runs(find_runs([runs])))
     assert ("--train.log-every", "3", "3", "3, 17") in changed.rows
+
+
+def test_much_that_differs_is_named_by_the_folder_without_its_seed(runs: Path) -> None:
+    for number in range(2):
+        (runs / f"pcl-{number}").rename(runs / f"usual-seed{number}")
+        shutil.copytree(runs / f"usual-seed{number}", runs / f"other-seed{number}")
+        for place in ("temperature", "distill_weight", "ema_decay"):
+            rewrite_config(runs / f"other-seed{number}", ("pcl", place), 0.5)
+    labels = [group.label for group in group_runs(find_runs([runs]))]
+    assert labels == ["vanilla", "dml", "pcl (other)", "pcl (usual)"]
 
 
 def test_the_same_settings_and_seed_twice_are_two_groups(runs: Path) -> None:

@@ -159,16 +159,22 @@ def _labels(groups: Sequence[Sequence[FoundRun]]) -> list[str]:
         rest = [key for key in told if key not in named]
         label = " ".join([first.method, *(own[key] for key in named)])
         if len(rest) > SHORT_LABEL:
-            label += f" ({runs[0].path.name})"
+            label += f" ({_name(runs)})"
         else:
             label += "".join(f", {_flag_tail(key)} {own[key]}" for key in rest)
         labels.append(label)
-    names = [runs[0].path.name for runs in groups]
+    names = [_name(runs) for runs in groups]
     labels = [
         f"{label} ({name})" if labels.count(label) > 1 else label
         for label, name in zip(labels, names, strict=True)
     ]
     return [f"{label} {n}" if labels.count(label) > 1 else label for n, label in enumerate(labels, 1)]
+
+
+def _name(runs: Sequence[FoundRun]) -> str:
+    """The folder of a run; of several seeds, without the seed."""
+    name = runs[0].path.name
+    return name if len(runs) == 1 else name.removesuffix(f"seed{runs[0].config.seed}").rstrip("-") or name
 
 
 def _flag_tail(key: str) -> str:
