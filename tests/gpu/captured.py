@@ -13,6 +13,7 @@ from pcl_fast.run_folder import RunFolder
 from pcl_fast.sinks import JsonlSink, Sink, read_records
 from pcl_fast.trainer import Trainer
 from pipelines.augment import NORMALISATIONS
+from pipelines.order import held_out_ids
 from pipelines.resident import EvalOptions, ResidentEvalLoader, ResidentTrainLoader, TrainOptions
 from tests.tiny import Watcher, assert_bitwise_equal, newest_checkpoint, read_model, timeless, tiny_config
 
@@ -61,13 +62,16 @@ def data_of(config: Config, images: int, host_fed: bool = False, drop_last: bool
         num_views=make_objective(config).num_views,
         seed=config.seed,
         drop_last=drop_last,
+        hold_out=config.data.hold_out,
         **options,
     )
     loader = ResidentTrainLoader(pixels, labels, train_options)
     shown = min(images, 40)
     eval_options = EvalOptions(batch_size=config.train.eval_batch_size, **options)
     val = ResidentEvalLoader(pixels[:shown], labels[:shown], eval_options)
-    return OpenData(HostFed(loader) if host_fed else loader, val)
+    ids = held_out_ids(images, config.data.hold_out, config.seed)
+    held_out = ResidentEvalLoader(pixels[ids], labels[ids], eval_options) if len(ids) else None
+    return OpenData(HostFed(loader) if host_fed else loader, val, held_out)
 
 
 def make_trainer(
